@@ -1,29 +1,53 @@
-"""Build a chapter: text -> notebook -> exported module -> executed notebook with small figures.
+"""Work on the chapters: as text, as notebooks, executed.
 
     python tools/nb.py text 04_layers --to DIR     notebook -> DIR/04_layers.py (percent format)
     python tools/nb.py build 04_layers --from DIR  DIR/04_layers.py -> nbs/04_layers.ipynb, exported and executed
     python tools/nb.py execute [04_layers ...]     run again what is in nbs/ and keep the new outputs
+    python tools/nb.py readme                      nbs/index.ipynb -> README.md
 """
-import argparse, base64, io, os, re, subprocess, sys, time
+import argparse, base64, hashlib, io, os, re, subprocess, sys, time
+from collections import Counter
 from pathlib import Path
 import nbformat
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-SKIP = re.compile(r'^#\|\s*eval:\s*false', re.M)
+SKIP = re.compile(r'^#\|\s*(eval:\s*false|slow|gpu)\s*$', re.M)    # as nbdev-test does
+PICTURES = ('image/png', 'image/jpeg')
 
-def small_png(data, quality=82):
-    "Figure bytes as JPEG where that is smaller (photographs), else as a palette PNG."
-    from PIL import Image
+
+def write(nb, path):
+    "Write a notebook in one step, so that nobody reads half of it."
+    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp')
+    nbformat.write(nb, tmp)
+    os.replace(tmp, path)
+
+
+def stable_ids(nb):
+    "Cell ids that depend on the text only: building twice changes nothing."
+    seen = Counter()
+    for c in nb.cells:
+        h = hashlib.sha1(c.source.encode()).hexdigest()[:8]
+        c['id'] = f'{h}-{seen[h]}' if seen[h] else h
+        seen[h] += 1
+    return nb
+
+
+def small_figure(data, quality=85):
+    "Figure bytes as palette PNG where that changes little (plots), else PNG or JPEG, the smaller."
+    from PIL import Image, ImageChops, ImageStat
     im = Image.open(io.BytesIO(data)).convert('RGB')
+    pal = im.quantize(255, method=Image.Quantize.FASTOCTREE)
+    off = max(ImageStat.Stat(ImageChops.difference(im, pal.convert('RGB'))).rms)
+    tries = [('image/png', dict(format='PNG', optimize=True), pal if off < 2 else im),
+             ('image/jpeg', dict(format='JPEG', quality=quality), im)]
     best = ('image/png', data)
-    for mime, kw, pic in (('image/png', dict(format='PNG', optimize=True), im.quantize(128)),
-                          ('image/jpeg', dict(format='JPEG', quality=quality), im)):
+    for mime, kw, pic in tries:
         out = io.BytesIO()
         pic.save(out, **kw)
-        if out.tell() < .9*len(best[1]): best = (mime, out.getvalue())
+        if out.tell() < .9*len(best[1]): best = mime, out.getvalue()
     return best
+
 
 def shrink(nb):
     "Re-encode figures and drop what does not belong in git."
@@ -33,43 +57,90 @@ def shrink(nb):
             data = out.get('data', {})
             data.pop('application/vnd.jupyter.widget-view+json', None)
             out.get('metadata', {}).clear()
-            if 'image/png' in data:
-                mime, raw = small_png(base64.b64decode(data.pop('image/png')))
+            pictures = [data.pop(m) for m in PICTURES if m in data]
+            if pictures:
+                mime, raw = small_figure(base64.b64decode(pictures[0]))
                 data[mime] = base64.b64encode(raw).decode()
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if not is_bar(o)]
     nb.metadata.pop('widgets', None)
+
+
+def is_bar(out):
+    "Whether an output is what a progress bar leaves."
+    html = ''.join(out.get('data', {}).get('text/html', 'x'))
+    return not html.strip() or '<progress' in html
+
 
 def execute(path, timeout=600):
     "Run every cell that nbdev would test, in the notebook's folder; keep the outputs."
+    from nbclient import NotebookClient
     nb, skipped = nbformat.read(path, 4), []
     for c in nb.cells:
         if c.cell_type == 'code' and SKIP.search(c.source):
-            skipped.append((c, c.source)); c.source = ''
-    t = time.time()
-    try: NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+            skipped.append((c, c.source))
+            c.source = ''
+    t, where = time.time(), {'metadata': {'path': str(path.parent)}}
+    try: NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=where).execute()
     finally:
         for c, src in skipped: c.source = src
     shrink(nb)
-    nb.metadata = nbformat.from_dict({'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}})
-    nbformat.write(nb, path)
-    subprocess.run([Path(sys.executable).with_name('nbdev-clean'), '--fname', str(path)], check=True, cwd=ROOT)
+    spec = {'display_name': 'python3', 'language': 'python', 'name': 'python3'}
+    nb.metadata = nbformat.from_dict({'kernelspec': spec})
+    write(nb, path)
+    nbdev('clean', '--fname', str(path))
     print(f'{path.name}: {time.time()-t:.1f} s, {path.stat().st_size/1e3:.0f} kB', flush=True)
 
+
+def nbdev(what, *args):
+    "Run one of nbdev's commands from this interpreter's environment."
+    subprocess.run([Path(sys.executable).with_name(f'nbdev-{what}'), *args], check=True, cwd=ROOT)
+
+
+def build(name, src):
+    "Text to notebook, exported."
+    import jupytext
+    nb = jupytext.read(src/f'{name}.py', fmt='py:percent')
+    nb.metadata = nbformat.from_dict({})
+    write(stable_ids(nb), NBS/f'{name}.ipynb')
+    nbdev('export')
+
+
+def readme():
+    "README.md from the index, its figures as files in nbs/figures."
+    from nbconvert import MarkdownExporter
+    nb = nbformat.read(NBS/'index.ipynb', 4)
+    nb.metadata['language_info'] = {'name': 'python'}
+    nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\b', c.source, re.M)]
+    for c in nb.cells: c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
+    text, extra = MarkdownExporter().from_notebook_node(nb)
+    folder = NBS/'figures'
+    for name, data in extra['outputs'].items():
+        folder.mkdir(exist_ok=True)
+        (folder/f'index_{name}').write_bytes(data)
+        text = text.replace(f']({name})', f'](nbs/figures/index_{name})')
+    note = '<!-- Generated from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
+    (ROOT/'README.md').write_text(note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')
+
+
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['text', 'build', 'execute'])
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', choices=['text', 'build', 'execute', 'readme'])
     p.add_argument('names', nargs='*')
-    p.add_argument('--to', type=Path); p.add_argument('--from', dest='src', type=Path)
+    p.add_argument('--to', type=Path)
+    p.add_argument('--from', dest='src', type=Path)
     p.add_argument('--no-run', action='store_true', help='build: convert and export only')
     a = p.parse_args()
     os.environ['PYTHONPATH'] = str(ROOT) + os.pathsep + os.environ.get('PYTHONPATH', '')
-    names = a.names or [f.stem for f in sorted(NBS.glob('*.ipynb'))]
-    if a.what in ('text', 'build'): import jupytext
-    for name in names:
-        f = NBS/f'{name}.ipynb'
-        if a.what == 'text': jupytext.write(jupytext.read(f), a.to/f'{name}.py', fmt='py:percent')
-        if a.what == 'build':
-            jupytext.write(jupytext.read(a.src/f'{name}.py', fmt='py:percent'), f)
-            subprocess.run([Path(sys.executable).with_name('nbdev-export')], check=True, cwd=ROOT)
-        if a.what != 'text' and not a.no_run: execute(f)
+    os.environ['PYDEVD_DISABLE_FILE_VALIDATION'] = '1'
+    if a.what == 'readme': return readme()
+    for name in a.names or [f.stem for f in sorted(NBS.glob('[!.]*.ipynb'))]:
+        path = NBS/f'{name}.ipynb'
+        if a.what == 'text':
+            import jupytext
+            jupytext.write(jupytext.read(path), a.to/f'{name}.py', fmt='py:percent')
+        if a.what == 'build': build(name, a.src)
+        if a.what != 'text' and not a.no_run: execute(path)
+
 
 if __name__ == '__main__': main()

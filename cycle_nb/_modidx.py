@@ -403,4 +403,15 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cycle_nb.vis.labelled': ('vis.html#labelled', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.show': ('vis.html#show', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.strip': ('vis.html#strip', 'cycle_nb/vis.py'),
-                              'cycle_nb.vis.tradeoff_axes': ('vis.html#tradeoff_axes', 'cycle_nb/vis.py')}}}
+                              'cycle_nb.vis.tradeoff_axes': ('vis.html#tradeoff_axes', 'cycle_nb/vis.py')},
+            'cycle_nb.weights': { 'cycle_nb.weights._few': ('weights.html#_few', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.available': ('weights.html#available', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.build_model': ('weights.html#build_model', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.find_weights': ('weights.html#find_weights', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.load_encoder': ('weights.html#load_encoder', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.load_generator': ('weights.html#load_generator', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.load_model': ('weights.html#load_model', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.mismatches': ('weights.html#mismatches', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.model_class': ('weights.html#model_class', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.save_generator': ('weights.html#save_generator', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights.save_model': ('weights.html#save_model', 'cycle_nb/weights.py')}}}

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 LIMIT = int(os.environ.get('CYCLE_NB_NOTEBOOK_SECONDS', 300))
+SKIPPED = re.compile(r'^#\|\s*(eval:\s*false|slow|gpu)\s*$', re.M)
 NBS = sorted((ROOT/'nbs').glob('[!._]*.ipynb'))
 
 
@@ -25,7 +26,8 @@ def failing_cell(nb, name, out):
     if m := re.search(r'Cell #(\d+)', out): return int(m[1]) - 1
     done = re.findall(rf'^{re.escape(name)}:(\S+?): [\d.]+s', out, re.M)
     last = max((i for i, c in enumerate(nb.cells) if c.get('id') in done), default=-1)
-    return next((i for i, c in enumerate(nb.cells) if i > last and c.cell_type == 'code'), 0)
+    ran = [i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and not SKIPPED.search(c.source)]
+    return next((i for i in ran if i > last), 0)
 
 
 def report(path, code, out):

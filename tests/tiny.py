@@ -1,8 +1,11 @@
 "A bundle of untrained networks in the shipped layout, so that tests of the road need no trained ones."
-import torch
-from cycle_nb.core import make_card, seed_all
+import os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from cycle_nb.core import make_card, save_image, seed_all
 from cycle_nb.encoder import Encoder
 from cycle_nb.losses import Attributes, Identity, Perceptual, save_net
+from cycle_nb.sdfaces import render, sample_factors
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.weights import save_model
 
@@ -22,3 +25,34 @@ def write_bundle(folder, edits=('age', 'glasses', 'smile', 'yaw')):
         save_model(E, folder/f'{name}.safetensors', make_card(name, seed=0))
     write_directions(folder, {k: torch.randn(G.w_dim) for k in edits})
     return folder
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST = ['--refine', '1', '--tune', '2', '--seed', '1']
+
+@pytest.fixture(scope='session')
+def bundle(tmp_path_factory):
+    "The folder of an untrained bundle."
+    return write_bundle(tmp_path_factory.mktemp('bundle')/'tiny')
+
+@pytest.fixture(scope='session')
+def faces(tmp_path_factory):
+    "Eight image files."
+    folder = tmp_path_factory.mktemp('faces')
+    for i, img in enumerate(render(sample_factors(8, torch.Generator().manual_seed(0)), 96)): save_image(img, folder/f'f{i}.png')
+    return sorted(folder.iterdir())
+
+def command(*args):
+    "The installed command, or the same entry point where there is none."
+    script = Path(sys.executable).with_name('cycle-nb')
+    run = [str(script)] if script.exists() else [sys.executable, '-c', 'import sys; from cycle_nb.invert import main; sys.exit(main())']
+    return [*run, *map(os.fspath, args)]
+
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+
+def cli(*args, **kw):
+    "Run `cycle-nb`; gives exit code, stdout and stderr."
+    return subprocess.run(command(*args), capture_output=True, text=True, errors='replace', timeout=120, env=ENV, **kw)
+
+def write_directions(folder, directions):
+    from cycle_nb.core import save_tensors
+    save_tensors(folder/'directions.safetensors', directions, make_card('directions', seed=0))

@@ -111,13 +111,16 @@ def readme():
     nb = nbformat.read(NBS/'index.ipynb', 4)
     nb.metadata['language_info'] = {'name': 'python'}
     nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\b', c.source, re.M)]
-    for c in nb.cells: c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
+    for c in nb.cells:
+        if re.search(r'^#\|\s*hide_input\b', c.source, re.M): c.source = ''
+        c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
     text, extra = MarkdownExporter().from_notebook_node(nb)
     folder = NBS/'figures'
     for name, data in extra['outputs'].items():
         folder.mkdir(exist_ok=True)
         (folder/f'index_{name}').write_bytes(data)
         text = text.replace(f']({name})', f'](nbs/figures/index_{name})')
+    text = re.sub(r'```python\s*```', '', re.sub(r'[ \t]+$', '', text, flags=re.M))
     note = '<!-- Generated from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
     (ROOT/'README.md').write_text(note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')
 

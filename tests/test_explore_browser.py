@@ -1,0 +1,124 @@
+"The explorer as a reader meets it: a real JupyterLab, a real browser, a slider that is moved."
+import contextlib, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import nbformat
+import pytest
+from cycle_nb.core import pretrained
+from tiny import ENV, ROOT, bundle
+
+FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync').split()
+NOISE = re.compile(r'favicon|Failed to load resource|WebSocket|deprecated', re.I)
+
+def need(found, what):
+    "Skip with a reason, or fail where a browser is demanded."
+    if found: return found
+    if os.environ.get('CYCLE_NB_DEMAND_BROWSER') == '1': pytest.fail(f'{what}, and CYCLE_NB_DEMAND_BROWSER=1 demands a browser')
+    pytest.skip(what)
+
+def find_browser():
+    names = os.environ.get('CYCLE_NB_BROWSER'), 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
+    return next(filter(None, (shutil.which(n) for n in names if n)), None)
+
+@pytest.fixture
+def notebook(bundle, tmp_path):
+    "A copy of the chapter; with the untrained bundle where the trained one is not there yet."
+    nb = nbformat.read(ROOT/'nbs'/'21_explore.ipynb', 4)
+    whole = all((pretrained('sdfaces64')/f'{n}.safetensors').is_file() for n in ('generator', 'w', 'wplus', 'cycle', 'directions', 'identity'))
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
+        if not whole and 'sdfaces64' in cell.source: cell.source = cell.source.replace("'sdfaces64'", repr(str(bundle)))
+    nbformat.write(nb, tmp_path/'explore.ipynb')
+    return tmp_path/'explore.ipynb'
+
+@pytest.fixture
+def lab(notebook, tmp_path):
+    "A JupyterLab on loopback with a token; its address."
+    jupyter = Path(sys.executable).with_name('jupyter-lab')
+    need(jupyter.exists(), 'JupyterLab is not installed here')
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    token, home = secrets.token_hex(12), tmp_path/'home'
+    settings = home/'settings'/'@jupyterlab'
+    for name, text in {'notebook-extension/tracker': '{"windowingMode": "none"}', 'apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}'}.items():
+        (settings/name).parent.mkdir(parents=True, exist_ok=True)
+        (settings/f'{name}.jupyterlab-settings').write_text(text)
+    env = dict(ENV, JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(home/'spaces'), JUPYTER_CONFIG_DIR=str(home/'config'),
+               JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
+    log = (tmp_path/'lab.log').open('w')
+    p = subprocess.Popen([jupyter, '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
+        f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={notebook.parent}', '--LabApp.expose_app_in_browser=True'], env=env, stdout=log, stderr=log)
+    base, end = f'http://127.0.0.1:{port}', time.time() + 60
+    while True:
+        assert p.poll() is None and time.time() < end, (tmp_path/'lab.log').read_text()[-2000:]
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f'{base}/api/status?token={token}', timeout=2); break
+        time.sleep(.3)
+    yield f'{base}/lab/tree/{notebook.name}?token={token}'
+    p.terminate()
+    try: p.wait(15)
+    except subprocess.TimeoutExpired: p.kill()
+
+@pytest.fixture
+def page(tmp_path):
+    need(find_browser(), 'no Chromium or Chrome found (set CYCLE_NB_BROWSER to its path)')
+    playwright = pytest.importorskip('playwright.sync_api') if os.environ.get('CYCLE_NB_DEMAND_BROWSER') != '1' else __import__('playwright.sync_api').sync_api
+    with playwright.sync_playwright() as pw:
+        browser = pw.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.problems = []
+        page.on('console', lambda m: page.problems.append(m.text) if m.type == 'error' and not NOISE.search(m.text) else None)
+        page.on('pageerror', lambda e: page.problems.append(str(e)))
+        yield page
+        browser.close()
+
+PANEL = '.cycle-explorer-panel'
+
+def shown(page):
+    "What the panel shows: pictures and numbers."
+    return page.evaluate('''s => { const p = document.querySelector(s);
+        return {imgs: Object.fromEntries([...p.querySelectorAll('img')].map(i => [i.alt, i.src])),
+                numbers: Object.fromEntries([...p.querySelectorAll('[data-number]')].map(b => [b.dataset.number, +b.textContent]))} }''', PANEL)
+
+def after(page, before):
+    "The panel once it has changed."
+    end = time.time() + 20
+    while time.time() < end:
+        now = shown(page)
+        if now != before: page.wait_for_timeout(400); return shown(page)
+        page.wait_for_timeout(50)
+    raise AssertionError('the panel did not change')
+
+def press(page, control, key, times):
+    "Move a slider by its handle and the keyboard."
+    page.locator(f'.cycle-explorer-{control} :is(.noUi-handle, .ui-slider-handle)').first.focus()
+    for _ in range(times): page.keyboard.press(key)
+
+@pytest.mark.timeout(240)
+def test_the_explorer_explores(lab, page, tmp_path):
+    page.goto(lab)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
+    page.wait_for_function("() => window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=60_000)
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.wait_for_selector(f'{PANEL} img', timeout=150_000)
+    page.locator(PANEL).scroll_into_view_if_needed()
+    first = shown(page)
+    assert {'target', 'reconstruction', 'edit', 'true edit'} <= set(first['imgs'])
+    press(page, 't', 'ArrowRight', 10)
+    slid = after(page, first)
+    assert slid['imgs']['reconstruction'] != first['imgs']['reconstruction'] and slid['imgs']['target'] == first['imgs']['target']
+    assert slid['numbers']['from_w'] > first['numbers']['from_w'] and slid['numbers']['mse'] != first['numbers']['mse']
+    press(page, 'strength', 'ArrowRight', 6)
+    edited = after(page, slid)
+    assert edited['imgs']['edit'] != slid['imgs']['edit'] and edited['imgs']['reconstruction'] == slid['imgs']['reconstruction']
+    page.locator('.cycle-explorer-edit select').select_option('yaw')
+    other = after(page, edited)
+    assert other['imgs']['edit'] != edited['imgs']['edit'] and other['imgs']['true edit'] != edited['imgs']['true edit']
+    page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
+    page.locator('.cycle-explorer-tuned input').click()
+    untuned = after(page, other)
+    assert untuned['imgs']['reconstruction'] != other['imgs']['reconstruction']
+    page.locator('.cycle-explorer-i select').select_option(index=1)
+    assert after(page, untuned)['imgs']['target'] != untuned['imgs']['target']
+    page.wait_for_function("() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=150_000)
+    assert not page.locator('text=Traceback').count() and not page.locator(f'{PANEL} .cycle-explorer-error').count()
+    assert not page.problems, page.problems

@@ -1,0 +1,443 @@
+"Files from outside: every kind of image, every kind of damage, killed writers, unreliable servers."
+import hashlib, http.server, io, os, random, signal, struct, subprocess, sys, threading, time, zlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from conftest import ROOT
+from cycle_nb import core
+from cycle_nb.core import InputError, atomic, fetch, read_image, save_image, to_pil, to_tensor
+from cycle_nb.images import load_images
+
+
+def refused(f, *args, **kw):
+    "The one line in which something is refused."
+    with pytest.raises(InputError) as e: f(*args, **kw)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+
+def photo(w=40, h=30):
+    y, x = np.mgrid[:h, :w]
+    return Image.fromarray(np.stack([x*255//max(w-1, 1), y*255//max(h-1, 1), (x*7+y*5) % 256], -1).astype('uint8'))
+
+
+# --- every mode ----------------------------------------------------------------------------
+
+def test_grey(tmp_path):
+    photo().convert('L').save(tmp_path/'a.png')
+    im = read_image(tmp_path/'a.png')
+    assert im.mode == 'RGB' and np.array_equal(np.asarray(im)[..., 0], np.asarray(photo().convert('L')))
+
+
+@pytest.mark.parametrize('mode', ['LA', 'RGBA', 'PA'])
+def test_transparent_becomes_white(tmp_path, mode):
+    im = Image.new('RGBA', (4, 2), (0, 0, 0, 255))
+    im.paste((10, 20, 30, 0), (0, 0, 2, 2))
+    suffix = 'tif' if mode == 'PA' else 'png'
+    (im.convert(mode) if mode != 'PA' else im).save(tmp_path/f'a.{suffix}')
+    out = read_image(tmp_path/f'a.{suffix}')
+    assert out.getpixel((0, 0)) == (255,)*3 and out.getpixel((3, 1)) == (0,)*3
+
+
+def test_half_transparent_is_mixed(tmp_path):
+    Image.new('RGBA', (2, 2), (0, 0, 0, 128)).save(tmp_path/'a.png')
+    assert abs(read_image(tmp_path/'a.png').getpixel((0, 0))[0] - 127) <= 1
+
+
+def test_palette(tmp_path):
+    im = Image.new('P', (2, 1)); im.putpalette([255, 0, 0, 0, 255, 0]); im.putpixel((1, 0), 1)
+    im.save(tmp_path/'a.png'); im.save(tmp_path/'t.png', transparency=0)
+    assert [read_image(tmp_path/'a.png').getpixel((i, 0)) for i in (0, 1)] == [(255, 0, 0), (0, 255, 0)]
+    assert [read_image(tmp_path/'t.png').getpixel((i, 0)) for i in (0, 1)] == [(255,)*3, (0, 255, 0)]
+
+
+def test_rgb_with_a_transparent_colour(tmp_path):
+    im = Image.new('RGB', (2, 1), (1, 2, 3)); im.putpixel((1, 0), (9, 9, 9))
+    im.save(tmp_path/'a.png', transparency=(1, 2, 3))
+    assert [read_image(tmp_path/'a.png').getpixel((i, 0)) for i in (0, 1)] == [(255,)*3, (9, 9, 9)]
+
+
+def test_cmyk(tmp_path):
+    Image.new('CMYK', (8, 8), (0, 255, 255, 0)).save(tmp_path/'a.jpg', quality=95)
+    r, g, b = read_image(tmp_path/'a.jpg').getpixel((4, 4))
+    assert r > 240 and g < 20 and b < 20
+
+
+def test_one_bit(tmp_path):
+    Image.new('1', (3, 3), 1).save(tmp_path/'a.png')
+    assert read_image(tmp_path/'a.png').getpixel((1, 1)) == (255,)*3
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_16_bit_is_scaled_not_clipped(tmp_path, suffix):
+    a = np.array([[0, 255, 256, 32768, 65535]], 'uint16')
+    Image.fromarray(a).save(tmp_path/f'a.{suffix}')
+    assert np.asarray(read_image(tmp_path/f'a.{suffix}'))[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize('values, want', [([0, .5, 1], [0, 128, 255]), ([0, 128, 255], [0, 128, 255]),
+                                          ([0, float('nan'), 65535], [0, 0, 255]), ([-5, 0, 1e6], [0, 0, 255])])
+def test_floating_tiff(tmp_path, values, want):
+    Image.fromarray(np.array([values], 'float32')).save(tmp_path/'a.tif')
+    assert np.asarray(read_image(tmp_path/'a.tif'))[0, :, 0].tolist() == want
+
+
+def test_int32_tiff(tmp_path):
+    Image.fromarray(np.array([[0, 32768, 65535]], 'int32')).save(tmp_path/'a.tif')
+    assert np.asarray(read_image(tmp_path/'a.tif'))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_exif_rotation(tmp_path, turn):
+    "All eight ways a camera can be held; red is where the top left corner belongs."
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}     # Pillow's transpose that undoes each
+    im = Image.new('RGB', (32, 16)); im.paste((255, 0, 0), (0, 0, 8, 8))
+    stored = im.transpose(back[turn]) if turn > 1 else im
+    exif = Image.Exif(); exif[0x112] = turn
+    stored.save(tmp_path/'a.png', exif=exif)
+    out = read_image(tmp_path/'a.png')
+    assert out.size == (32, 16) and out.getpixel((2, 2)) == (255, 0, 0) and out.getpixel((30, 14)) == (0,)*3
+
+
+def test_damaged_exif_is_no_reason_to_refuse(tmp_path):
+    photo().save(tmp_path/'a.jpg', exif=b'Exif\0\0MM\0*\0\0\0\x08\xff\xff' + b'\x01\x12'*9)
+    assert read_image(tmp_path/'a.jpg').size == (40, 30)
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'webp', 'png', 'tif'])
+def test_first_frame(tmp_path, suffix):
+    a, b = Image.new('RGB', (16, 16), (255, 0, 0)), Image.new('RGB', (16, 16), (0, 0, 255))
+    a.save(tmp_path/f'a.{suffix}', save_all=True, append_images=[b])
+    r, g, bl = read_image(tmp_path/f'a.{suffix}').getpixel((8, 8))
+    assert r > 240 and bl < 16
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 500), (500, 1)])
+def test_one_pixel(tmp_path, size):
+    Image.new('RGB', size, (255, 255, 255)).save(tmp_path/'a.png')
+    imgs, _ = load_images(tmp_path/'a.png', 64)
+    assert imgs.shape == (1, 3, 64, 64) and imgs.min() > .99
+
+
+# --- every damage --------------------------------------------------------------------------
+
+def test_missing(tmp_path): assert 'no such file' in refused(read_image, tmp_path/'a.png')
+
+
+def test_empty(tmp_path):
+    (tmp_path/'a.png').touch()
+    assert 'empty' in refused(read_image, tmp_path/'a.png')
+
+
+def test_folder(tmp_path): assert 'folder' in refused(read_image, tmp_path)
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path/'notes.txt').write_text('x')
+    assert 'no images' in refused(load_images, tmp_path, 64)
+
+
+@pytest.mark.parametrize('content', [b'hello', b'\x89PNG\r\n\x1a\n', b'%!PS-Adobe-3.0 EPSF-3.0\n', b'\0'*1000,
+                                     b'GIF89a', b'RIFF\0\0\0\0WEBP', b'\xff\xd8\xff'])
+def test_not_an_image(tmp_path, content):
+    (tmp_path/'a.jpg').write_bytes(content)
+    assert 'a.jpg' in refused(read_image, tmp_path/'a.jpg')
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'webp', 'bmp', 'tif'])
+def test_truncated(tmp_path, suffix):
+    "Cut anywhere: either one clear line, or (rarely) a whole picture, never another exception."
+    f = tmp_path/f'a.{suffix}'
+    photo(200, 150).save(f)
+    whole, seen = f.read_bytes(), 0
+    for part in np.linspace(1, len(whole)*.8, 25).astype(int):
+        f.write_bytes(whole[:part])
+        try: read_image(f)
+        except InputError as e: seen += 1; assert str(f) in str(e) and '\n' not in str(e)
+    assert seen >= 20
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'webp', 'tif'])
+def test_flipped_bytes(tmp_path, suffix):
+    f, rng = tmp_path/f'a.{suffix}', random.Random(0)
+    photo(100, 80).save(f)
+    whole = f.read_bytes()
+    for _ in range(60):
+        b = bytearray(whole)
+        for _ in range(rng.randint(1, 12)): b[rng.randrange(len(b))] = rng.randrange(256)
+        f.write_bytes(b)
+        try: assert read_image(f).mode == 'RGB'
+        except InputError as e: assert '\n' not in str(e)
+
+
+def bomb(w, h):
+    "A PNG of a few hundred bytes that claims any size."
+    def chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name+data))
+    head = struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0'*999)) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('w, h', [(9000, 9000), (40_000, 40_000), (2**31-1, 2**31-1)])
+def test_pixel_bomb_is_refused_before_decoding(tmp_path, w, h, monkeypatch):
+    (tmp_path/'a.png').write_bytes(bomb(w, h))
+    decoded = []
+    monkeypatch.setattr(Image.Image, 'convert', lambda *a, **k: decoded.append(1))
+    assert 'too large' in refused(read_image, tmp_path/'a.png') and not decoded
+
+
+def test_bomb_costs_no_memory(tmp_path, python):
+    (tmp_path/'a.png').write_bytes(bomb(13_000, 13_000))       # half a gigabyte, if it were decoded
+    code = ('import sys, resource; from cycle_nb import core; m = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+            'a = m()\ntry: core.read_image(sys.argv[1])\nexcept core.InputError: print(m()-a)')
+    assert int(python(code, tmp_path/'a.png')) < 60_000        # kB
+
+
+def test_large_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, 'MAX_PIXELS', 10_000_000)
+    Image.new('RGB', (9000, 6000), 'red').save(tmp_path/'a.jpg')
+    im = read_image(tmp_path/'a.jpg')
+    assert im.width >= 2000 and abs(im.width/im.height - 1.5) < .01
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='needs a named pipe')
+def test_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path/'a.png')
+    assert 'ordinary' in refused(read_image, tmp_path/'a.png')
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may read everything')
+def test_forbidden(tmp_path):
+    photo().save(tmp_path/'a.png'); (tmp_path/'a.png').chmod(0)
+    assert 'permission' in refused(read_image, tmp_path/'a.png')
+
+
+def test_others_of_the_batch_are_still_read(tmp_path):
+    photo().save(tmp_path/'b.png'); (tmp_path/'a.png').write_bytes(b'x'); (tmp_path/'c.png').touch()
+    bad = []
+    imgs, names = load_images([tmp_path, tmp_path/'none.jpg'], 32, on_error=bad.append)
+    assert names == ['b'] and len(imgs) == 1 and len(bad) == 3
+
+
+# --- round trips ---------------------------------------------------------------------------
+
+pictures = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32-1))
+
+
+def random_picture(w, h, seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), 'uint8'))
+
+
+@given(pictures)
+@settings(max_examples=60, deadline=None)
+def test_bytes_survive(p):
+    im = random_picture(*p)
+    x = to_tensor(im)
+    assert x.shape == (3, p[1], p[0]) and x.min() >= -1 and x.max() <= 1
+    assert to_pil(x).tobytes() == im.tobytes()
+
+
+@given(pictures, st.integers(1, 50))
+@settings(max_examples=60, deadline=None)
+def test_resized_stays_in_range(p, size):
+    x = to_tensor(random_picture(*p), size)
+    assert x.shape == (3, size, size) and -1 <= x.min() and x.max() <= 1 and x.isfinite().all()
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=3, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_numbers_become_bytes(v):
+    got = to_pil(torch.tensor(v).view(3, 1, 1)).getpixel((0, 0))
+    want = [0 if x != x else round((min(max(x, -1), 1)+1)*127.5) for x in v]
+    assert all(abs(a-b) <= 1 for a, b in zip(got, want))
+
+
+@given(pictures)
+@settings(max_examples=20, deadline=None)
+def test_files_survive(p):
+    from tempfile import TemporaryDirectory
+    with TemporaryDirectory() as d:
+        im = random_picture(*p)
+        save_image(to_tensor(im), f'{d}/a.png')
+        assert read_image(f'{d}/a.png').tobytes() == im.tobytes() and os.listdir(d) == ['a.png']
+
+
+# --- writing -------------------------------------------------------------------------------
+
+def test_suffix_and_place_are_checked(tmp_path):
+    assert 'png' in refused(save_image, photo(), tmp_path/'a.xyz')
+    (tmp_path/'file').touch()
+    for bad in (tmp_path/'file'/'a.png', '/proc/none/a.png', tmp_path):
+        refused(core.write_json, {}, bad)
+    assert os.listdir(tmp_path) == ['file']
+
+
+def test_full_disk_is_one_line_and_leaves_the_old_file():
+    if not os.path.exists('/dev/full'): pytest.skip('no /dev/full here')
+    import tempfile
+    with tempfile.TemporaryDirectory() as d:
+        core.write_json({'old': 1}, f'{d}/a.json')
+        def full():
+            with atomic(f'{d}/a.json') as part, open('/dev/full', 'w') as f: f.write('x'*10_000)
+        assert 'a.json' in refused(full)
+        assert core.read_json(f'{d}/a.json') == {'old': 1} and os.listdir(d) == ['a.json']
+
+
+WRITER = '''
+import sys, torch
+from cycle_nb.core import save_image, save_tensors, write_json
+folder, kind = sys.argv[1:]
+print("ready", flush=True)
+for i in range(10**6):
+    c = [i % 2*2-1.]*3
+    if kind == "png": save_image(torch.tensor(c).view(3, 1, 1) + torch.zeros(3, 700, 700), folder+"/a.png")
+    if kind == "json": write_json([i]*100_000, folder+"/a.json")
+    if kind == "safetensors": save_tensors(folder+"/a.safetensors", {"x": torch.full((10**6,), float(i % 100))}, {"i": i})
+'''
+
+
+def whole(folder, kind):
+    "Whether the file is complete and of one piece (or never appeared)."
+    f = folder/f'a.{kind}'
+    if not f.exists(): return True
+    if kind == 'png': return len(set(read_image(f).getdata())) == 1
+    if kind == 'json': return len(set(core.read_json(f))) == 1
+    ts, card = core.load_tensors(f)
+    return len(ts['x'].unique()) == 1 and ts['x'][0] == card['i'] % 100
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='needs SIGKILL')
+@pytest.mark.parametrize('kind', ['png', 'json', 'safetensors'])
+def test_killed_in_mid_write(tmp_path, kind):
+    "A real process, killed at random moments: the file is always whole, and leftovers are swept."
+    rng, left = random.Random(kind), 0
+    for _ in range(4):
+        p = subprocess.Popen([sys.executable, '-c', WRITER, tmp_path, kind], stdout=subprocess.PIPE,
+                             env=os.environ | {'PYTHONPATH': str(ROOT)})
+        assert p.stdout.readline() == b'ready\n'
+        time.sleep(.15 + .2*rng.random())
+        p.send_signal(signal.SIGKILL); p.wait()
+        assert whole(tmp_path, kind)
+        left += len(list(tmp_path.glob('.*.part*')))
+    core.write_json(0, tmp_path/'a.json'); core.save_tensors(tmp_path/'a.safetensors', {}, {})
+    save_image(photo(), tmp_path/'a.png')
+    assert {f.name for f in tmp_path.iterdir()} == {'a.json', 'a.png', 'a.safetensors'}
+    assert left, 'no process was caught in mid-write: this test saw nothing'
+
+
+def test_writers_do_not_sweep_each_other(tmp_path):
+    with atomic(tmp_path/'a.txt') as one, atomic(tmp_path/'a.txt') as two:
+        assert one != two and one.exists() and two.exists()
+        one.write_text('1'); two.write_text('2')
+    assert (tmp_path/'a.txt').read_text() == '1' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_link_stays_a_link(tmp_path):
+    (tmp_path/'real.txt').write_text('old'); (tmp_path/'link.txt').symlink_to(tmp_path/'real.txt')
+    with atomic(tmp_path/'link.txt') as p: p.write_text('new')
+    assert (tmp_path/'link.txt').is_symlink() and (tmp_path/'real.txt').read_text() == 'new'
+
+
+# --- downloads -----------------------------------------------------------------------------
+
+DATA = random.Random(0).randbytes(300_000)
+HASH = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def server():
+    "A web server whose behaviour a test sets: `.ranges`, `.stop_after`, `.fail`; `.asked` is its log."
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            s, want = self.server, self.headers.get('Range')
+            s.asked.append(want)
+            if 'missing' in self.path: return self.send_error(404)
+            if s.fail: s.fail -= 1; return self.send_error(503)
+            start = int(want[6:-1]) if want and s.ranges else 0
+            if start >= len(DATA): return self.send_error(416)
+            self.send_response(206 if want and s.ranges else 200)
+            self.send_header('Content-Length', str(len(DATA)-start)); self.end_headers()
+            body = DATA[start:]
+            self.wfile.write(body[:s.stop_after] if s.stop_after else body)
+        def log_message(self, *a): pass
+    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    s.asked, s.ranges, s.stop_after, s.fail = [], True, 0, 0
+    s.url = f'http://127.0.0.1:{s.server_port}/file.bin'
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s
+    s.shutdown(); s.server_close()
+
+
+def test_fetch_once(server, tmp_path):
+    for _ in range(2): assert fetch(server.url, HASH, tmp_path/'deep'/'f').read_bytes() == DATA
+    assert server.asked == [None]
+
+
+def test_fetch_into_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('CYCLE_NB_CACHE', str(tmp_path/'cache'))
+    assert fetch(server.url, HASH.upper()) == tmp_path/'cache'/'file.bin'
+
+
+def test_interrupted_resumes(server, tmp_path):
+    server.stop_after = 100_000
+    text = refused(fetch, server.url, HASH, tmp_path/'f', tries=1)
+    assert 'again' in text and not (tmp_path/'f').exists()
+    server.stop_after = 0
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA
+    assert server.asked == [None, 'bytes=100000-'] and os.listdir(tmp_path) == ['f']
+
+
+def test_resumes_by_itself(server, tmp_path):
+    server.stop_after = 120_000
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA
+    assert server.asked == [None, 'bytes=120000-', 'bytes=240000-']
+
+
+def test_server_without_ranges_starts_again(server, tmp_path):
+    (tmp_path/'f.part').write_bytes(DATA[:1000]); server.ranges = False
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA and server.asked == ['bytes=1000-']
+
+
+def test_without_a_hash_never_resumes(server, tmp_path):
+    (tmp_path/'f.part').write_bytes(b'something else')
+    assert fetch(server.url, to=tmp_path/'f').read_bytes() == DATA and server.asked == [None]
+
+
+def test_wrong_hash_is_removed(server, tmp_path):
+    assert 'wrong content' in refused(fetch, server.url, '0'*64, tmp_path/'f')
+    assert os.listdir(tmp_path) == []
+
+
+def test_poisoned_part_is_removed(server, tmp_path):
+    (tmp_path/'f.part').write_bytes(b'x'*1000)
+    refused(fetch, server.url, HASH, tmp_path/'f')
+    assert os.listdir(tmp_path) == [] and fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA
+
+
+def test_part_that_is_too_long(server, tmp_path):
+    (tmp_path/'f.part').write_bytes(DATA + b'more')
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA
+
+
+def test_stale_file_is_replaced(server, tmp_path):
+    (tmp_path/'f').write_bytes(b'old')
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA
+
+
+def test_404_is_not_asked_again(server, tmp_path):
+    assert '404' in refused(fetch, server.url.replace('file', 'missing'), HASH, tmp_path/'f')
+    assert len(server.asked) == 1 and os.listdir(tmp_path) == []
+
+
+def test_busy_server_is_asked_again(server, tmp_path):
+    server.fail = 2
+    assert fetch(server.url, HASH, tmp_path/'f').read_bytes() == DATA and len(server.asked) == 3
+
+
+def test_nobody_there(tmp_path): assert 'failed' in refused(fetch, 'http://127.0.0.1:9/x', to=tmp_path/'f', tries=1)
+
+
+def test_unwritable_target(server, tmp_path):
+    (tmp_path/'file').touch()
+    assert 'cannot be written' in refused(fetch, server.url, HASH, tmp_path/'file'/'f') and not server.asked

@@ -1,0 +1,227 @@
+"Project, refine, tune: against plain transcriptions of the equations, and against themselves in other company."
+import copy
+import pytest, torch
+from torch import nn
+from torch.nn import functional as F
+from cycle_nb.core import InputError
+from cycle_nb.encoder import Encoder
+from cycle_nb.losses import Identity, Perceptual
+from cycle_nb.project import project, ramp
+from cycle_nb.refine import companions, refine, refine_code
+from cycle_nb.stylegan2 import Generator
+from cycle_nb.tune import Tuned, anchor, draw, stacked, tune
+
+class Smooth(nn.Module):
+    "A perceptual distance in float32 all through: two fixed convolutions."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+    def feats(self, x): return torch.tanh(self.b(torch.tanh(self.a(x))))
+    def forward(self, x, y): return 10*(self.feats(x) - self.feats(y)).square().mean((1, 2, 3))
+
+@pytest.fixture(scope="module")
+def world():
+    torch.manual_seed(0)
+    G = Generator(16, z_dim=16, w_dim=16, num_mapping=2, channel_base=256, channel_max=16).eval()
+    for p in G.parameters():    # noise that matters
+        if p.ndim == 0: p.data.fill_(.3)
+    G.mapping.w_avg.copy_(G.mapping(torch.randn(500, 16)).mean(0).detach())
+    P = Smooth().requires_grad_(False)
+    img = F.interpolate(torch.randn(4, 3, 4, 4), (16, 16), mode="bilinear").clamp(-1, 1)
+    wp = G.broadcast(G.mapping(torch.randn(4, 16))).detach()
+    return G, P, img, wp
+
+def plain_tuning(G, P, x, wp, steps, lr, seed, near=True, alpha=30., psi=.5):
+    "The equations of the method, written down for one image: copies, loops, torch's own Adam."
+    T, gen, log = copy.deepcopy(G), torch.Generator().manual_seed(seed), []
+    opt = torch.optim.Adam(T.parameters(), lr=lr)
+    for _ in range(steps):
+        z = torch.randn(1, G.z_dim, generator=gen)
+        out = T.synthesis(wp, noise="const")
+        loss = P(x, out).sum() + 1.*((x - out)**2).mean()
+        if near:
+            with torch.no_grad():
+                w_z = G.w_avg + psi*(G.mapping(z) - G.w_avg)
+                way = w_z[:, None, :].repeat(1, G.num_ws, 1) - wp
+                w_r = wp + alpha*way/way.pow(2).sum().sqrt()
+                assert abs((w_r - wp).norm().item() - alpha) < 1e-3
+                old = G.synthesis(w_r, noise="none")
+            new = T.synthesis(w_r, noise="none")
+            loss = loss + .1*((new - old)**2).mean() + .1*P(new, old).sum()
+        log.append(loss.item())
+        opt.zero_grad(); loss.backward(); opt.step()
+    return T, log
+
+@pytest.mark.parametrize("near", [True, False])
+def test_tune_is_the_equations(world, near):
+    G, P, img, wp = world
+    seen = []
+    total = lambda p: p["lpips"] + p["l2"] + .1*(p.get("near_l2", 0*p["l2"]) + p.get("near_lpips", 0*p["l2"]))
+    t = tune(img, wp, G, P, steps=10, lr=1e-2, threshold=0., near=near, seed=3,
+             on_step=lambda s, live, p: seen.append(total(p)))
+    seen = torch.stack(seen)
+    for i in range(2):
+        T, log = plain_tuning(G, P, img[i:i+1], wp[i:i+1], 10, 1e-2, 3, near)
+        assert torch.allclose(seen[:10, i], torch.tensor(log), atol=1e-5, rtol=1e-5)
+        assert log[-1] < log[0]
+        want = T.synthesis(wp[i:i+1])
+        assert torch.allclose(t.synthesis(G, wp)[i:i+1], want, atol=1e-4)
+        assert torch.allclose(t.generator(G, i).synthesis(wp[i:i+1]), want, atol=1e-4)
+
+def test_anchor_lies_alpha_away(world):
+    G, _, _, wp = world
+    free = wp + .3*torch.randn(wp.shape, generator=torch.Generator().manual_seed(0))
+    for alpha in (1., 30.):
+        r = anchor(free, torch.randn(1, 16), alpha)
+        assert torch.allclose((r - free).flatten(1).norm(dim=1), torch.full((4,), alpha), rtol=1e-5)
+    w = torch.randn(1, 16)
+    d, e = (anchor(free, w) - free)[2].flatten(), (w[:, None] - free)[2].flatten()
+    assert F.cosine_similarity(d, e, dim=0) > 1 - 1e-6
+
+def test_tune_does_not_depend_on_the_company(world):
+    G, P, img, wp = world
+    kw = dict(steps=50, lr=3e-3, threshold=0., seed=1)
+    together, mixed = tune(img, wp, G, P, **kw), tune(img[[2, 0]], wp[[2, 0]], G, P, **kw)
+    for i in range(4):
+        alone = tune(img[i:i+1], wp[i:i+1], G, P, **kw).synthesis(G, wp[i:i+1])
+        assert (together.synthesis(G, wp)[i:i+1] - alone).abs().max() < 1e-3
+    assert (mixed.synthesis(G, wp[[2, 0]]) - together.synthesis(G, wp)[[2, 0]]).abs().max() < 1e-3
+
+def test_each_image_stops_on_its_own(world):
+    G, P, img, wp = world
+    img = torch.cat([G.synthesis(wp[:1]).detach(), img[1:]])    # the first is perfect already
+    marks = tune(img, wp, G, P, steps=30, lr=3e-3, threshold=0.).lpips
+    goal = float(marks[1:].max())*1.3
+    t = tune(img, wp, G, P, steps=30, lr=3e-3, threshold=goal)
+    assert t.steps[0] == 0 and all(v[0].abs().max() == 0 for v in t.diff.values())
+    assert len(set(t.steps.tolist())) > 1 and (t.steps <= 30).all() and (t.lpips <= goal).all()
+    for i in range(1, 4):
+        alone = tune(img[i:i+1], wp[i:i+1], G, P, steps=30, lr=3e-3, threshold=goal)
+        assert alone.steps[0] == t.steps[i]
+        assert (alone.synthesis(G, wp[i:i+1]) - t.synthesis(G, wp)[i:i+1]).abs().max() < 1e-3
+        reached = P(t.synthesis(G, wp), img)
+        assert torch.allclose(reached, t.lpips, atol=1e-5)
+
+def test_tune_leaves_everything_as_it_was(world):
+    G, P, img, wp = world
+    before = {k: v.clone() for k, v in G.state_dict().items()}
+    keep = img.clone(), wp.clone()
+    tune(img, wp, G, P, steps=3)
+    assert all(torch.equal(v, before[k]) for k, v in G.state_dict().items())
+    assert torch.equal(img, keep[0]) and torch.equal(wp, keep[1])
+    assert all(p.grad is None for p in G.parameters())
+
+def test_a_broken_image_harms_no_other(world):
+    G, P, img, wp = world
+    bad = img.clone(); bad[1] = float("nan")
+    t, u = tune(bad, wp, G, P, steps=8, threshold=0.), tune(img, wp, G, P, steps=8, threshold=0.)
+    assert t.lpips.isnan().tolist() == [False, True, False, False]
+    assert all(torch.isfinite(v).all() for v in t.diff.values())
+    assert torch.allclose(t.synthesis(G, wp)[[0, 2, 3]], u.synthesis(G, wp)[[0, 2, 3]], atol=1e-4)
+
+def test_a_tuned_generator_survives_the_disk(world, tmp_path):
+    G, P, img, wp = world
+    t = tune(img, wp, G, P, steps=8, lr=3e-3, threshold=0.)
+    t.save(tmp_path/"t.safetensors")
+    back = Tuned.load(tmp_path/"t.safetensors")
+    assert (back.synthesis(G, wp) - t.synthesis(G, wp)).abs().max() < 2e-3
+    assert torch.equal(back.steps, t.steps) and len(back[1:3]) == 2
+    assert torch.equal(back[[2]].synthesis(G, wp[[2]]), back.synthesis(G, wp[[2]].repeat(4, 1, 1))[[2]]) or \
+        torch.allclose(back[[2]].synthesis(G, wp[[2]]), back.synthesis(G, wp[[2]].repeat(4, 1, 1))[[2]], atol=1e-5)
+    from cycle_nb.core import save_tensors
+    save_tensors(tmp_path/"other.safetensors", dict(a=torch.zeros(2)), {})
+    with pytest.raises(InputError): Tuned.load(tmp_path/"other.safetensors")
+
+def test_stack_draws_what_the_generator_draws(world):
+    G, _, _, wp = world
+    for noise in ("const", "none"):
+        assert torch.allclose(draw(G, stacked(G, 4), wp, noise), G.synthesis(wp, noise=noise), atol=1e-5)
+
+# --- refine ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def coder(world):
+    G, P, img, wp = world
+    torch.manual_seed(1)
+    E = Encoder(32, G.num_ws, G.w_dim, w_avg=G.w_avg.clone(), stage=2)
+    for _ in range(3): E.train()(G.synthesis(wp).detach())    # batch statistics that are not the default
+    body = dict(widths=(4, 8, 8), depth=(1, 1, 1), res=16)
+    return E.eval(), Perceptual(**body).eval().requires_grad_(False), Identity(8, **body).eval().requires_grad_(False)
+
+def test_refine_leaves_the_encoder_alone_and_takes_images_in_any_order(world, coder):
+    G, _, img, _ = world
+    E, P, I = coder
+    before = {k: v.clone() for k, v in E.state_dict().items()}
+    for train_mode in (False, True):
+        kw = dict(batch=companions(G, 3), steps=3, lr=1e-3, train_mode=train_mode)
+        a = refine(img, E, G, P, I, **kw)
+        b = refine(img.flip(0), E, G, P, I, **kw).flip(0)
+        assert torch.allclose(a, b, atol=1e-5)
+        assert all(torch.equal(v, before[k]) for k, v in E.state_dict().items())
+        assert not E.training and all(p.grad is None for p in E.parameters())
+    assert a.shape == (4, G.num_ws, G.w_dim)
+    assert (a - E(img)).abs().max() > 1e-4
+
+def plain_refinement(E, G, P, I, x, batch, steps, lr, lam):
+    "The equation, image by image: L_S(x) + λ/M Σ L_S(x*)."
+    E = copy.deepcopy(E)
+    opt = torch.optim.Adam(E.parameters(), lr=lr)
+    def L_S(y):
+        out = G.synthesis(E(y))
+        return ((out - y)**2).mean() + .8*P(out, y).sum() + .1*(1 - (I.embed(out)*I.embed(y)).sum())
+    for _ in range(steps):
+        loss = L_S(x) + lam/len(batch)*sum(L_S(y[None]) for y in batch)
+        opt.zero_grad(); loss.backward(); opt.step()
+    return E(x).detach()
+
+def test_refine_is_the_equation(world, coder, monkeypatch):
+    import cycle_nb.losses as losses, contextlib
+    monkeypatch.setattr(losses, "autocast", lambda x: contextlib.nullcontext())
+    G, _, img, _ = world
+    E, P, I = coder
+    batch = companions(G, 3, seed=5)
+    got = refine(img[:2], E, G, P, I, batch=batch, steps=4, lr=1e-3, lambda_reg=2.)
+    for i in range(2):
+        want = plain_refinement(E, G, P, I, img[i:i+1], batch, 4, 1e-3, 2.)
+        assert torch.allclose(got[i:i+1], want, atol=2e-3)
+
+def test_train_mode_depends_on_the_companions_frozen_does_not(world, coder):
+    G, _, img, _ = world
+    E, P, I = coder
+    one, other = companions(G, 3, seed=1), companions(G, 3, seed=2)
+    code = lambda batch, mode: refine(img[:1], E, G, P, I, batch=batch, steps=0, train_mode=mode)
+    assert torch.equal(code(one, False), code(other, False))
+    assert (code(one, True) - code(other, True)).abs().max() > 1e-3
+
+def test_refined_codes_stay_in_w_at_stage_0(world, coder):
+    G, _, img, _ = world
+    E, P, I = coder
+    wp = refine(img[:1], E, G, P, I, steps=2, stage=0)
+    assert (wp - wp[:, :1]).abs().max() == 0
+
+def test_refine_code_lowers_the_loss_and_the_regulariser_keeps_it_near_w(world, coder):
+    G, _, img, wp = world
+    _, P, I = coder
+    from cycle_nb.latents import spread
+    log = []
+    free = refine_code(img, wp, G, P, I, steps=30, lr=.05, lambda_w=0., on_step=lambda s, w, l: log.append(l.mean()))
+    held = refine_code(img, wp, G, P, I, steps=30, lr=.05, lambda_w=1.)
+    assert log[-1] < log[0] and spread(held).mean() < .5*spread(free).mean()
+    assert torch.allclose(refine_code(img[1:2], wp[1:2], G, P, I, steps=5), refine_code(img, wp, G, P, I, steps=5)[1:2], atol=1e-2)
+
+# --- project --------------------------------------------------------------------------------------------------------
+
+def test_project_finds_what_is_there(world):
+    G, P, _, wp = world
+    x = G.synthesis(wp[:2]).detach()
+    start = P(G.synthesis(G.broadcast(G.w_avg[None].repeat(2, 1))), x)
+    for space in ("w", "w+"):
+        got = project(x, G, P, space, steps=80, lr=.2)
+        assert (P(G.synthesis(got), x) < .3*start).all()
+        assert got.shape == (2, G.num_ws, G.w_dim)
+        assert ((got - got[:, :1]).abs().max() == 0) == (space == "w")
+    with pytest.raises(InputError, match="'z'"): project(x, G, P, "z", steps=1)
+
+def test_ramp():
+    assert ramp(0) == 0 and ramp(.025) == pytest.approx(.5) and ramp(.5) == 1
+    assert ramp(.875) == pytest.approx(.5) and ramp(1.) == pytest.approx(0, abs=1e-12)

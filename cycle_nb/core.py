@@ -89,7 +89,7 @@ def _upright(im:Image.Image)->Image.Image:
     try: return ImageOps.exif_transpose(im)
     except Exception: return im
 
-# %% ../nbs/00_core.ipynb #ec81b55d
+# %% ../nbs/00_core.ipynb #e434c8da
 def _readable(path:Path):
     "Refuse what is not a file with something in it."
     if path.is_dir(): raise InputError(f'{path}: is a folder; name the image files in it')
@@ -99,7 +99,9 @@ def _readable(path:Path):
 
 def _bounded(im:Image.Image)->Image.Image:
     "Look at the size *before* decoding."
-    if im.width*im.height > MAX_PIXELS: im.draft('RGB', (4096, 4096))    # JPEG: a cheap fraction
+    w, h = im.size
+    fit = next((k for k in (1, 2, 4, 8) if w*h <= MAX_PIXELS*k*k), 8)
+    if fit > 1: im.draft('RGB', (w//fit, h//fit))      # JPEG: decoded at a fraction
     if im.width*im.height > MAX_PIXELS: raise Image.DecompressionBombError()
     return im
 
@@ -314,7 +316,7 @@ def cache_dir()->Path:
     base = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
     return Path(os.environ.get('CYCLE_NB_CACHE') or Path(base)/'cycle_nb').expanduser()
 
-# %% ../nbs/00_core.ipynb #7f0d38d3
+# %% ../nbs/00_core.ipynb #d6f7b32d
 def _sha256(path)->str:
     "Hash of a file, read in pieces."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
@@ -339,13 +341,13 @@ def _patiently(url:str, part:Path, resume:bool, tries:int):
         try: return _download(url, part, resume)
         except urllib.error.HTTPError as e:
             why, final = f'the server answers {e.code} {e.reason}', e.code < 500 and e.code != 416
-            if e.code == 416: part.unlink(missing_ok=True)      # asked for more than there is
+            if e.code == 416: part.write_bytes(b'')      # asked for more than there is
         except (OSError, http.client.HTTPException) as e:
             why, final = f'download failed ({getattr(e, "reason", e)})', False
         if final or not left: raise InputError(f'{url}: {why}; check the address, or run it again')
         time.sleep(.2)
 
-# %% ../nbs/00_core.ipynb #6e02f6d3
+# %% ../nbs/00_core.ipynb #9aa7423a
 def _verify(part:Path, sha256:str, url:str):
     "Remove what is not the file we were promised."
     got = _sha256(part)
@@ -371,7 +373,9 @@ def fetch(
         to.parent.mkdir(parents=True, exist_ok=True)
         part.open('ab').close()
     except OSError as e: raise _cannot_write(to, e) from None
-    _patiently(url, part, resume=sha256 is not None, tries=tries)
+    try: _patiently(url, part, resume=sha256 is not None, tries=tries)
+    finally:
+        if not part.stat().st_size: part.unlink()
     _verify(part, sha256, url)
     os.replace(part, to)
     return to

@@ -307,23 +307,33 @@ def whole(folder, kind):
     return len(ts['x'].unique()) == 1 and ts['x'][0] == card['i'] % 100
 
 
+def kill_in_mid_write(folder, kind):
+    "Start a writer, stop it while a half-written file lies there, kill it; the size of that file."
+    p = subprocess.Popen([sys.executable, '-c', WRITER, folder, kind], stdout=subprocess.PIPE,
+                         env=os.environ | {'PYTHONPATH': str(ROOT)})
+    try:
+        assert p.stdout.readline() == b'ready\n'
+        until = time.time() + 60
+        while time.time() < until:
+            p.send_signal(signal.SIGSTOP)
+            os.waitpid(p.pid, os.WUNTRACED)                 # it has stopped
+            if sizes := [f.stat().st_size for f in folder.glob('.*.part*')]: return sizes[0]
+            p.send_signal(signal.SIGCONT); time.sleep(random.random()*.01)
+        pytest.fail('the writer was never seen in mid-write')
+    finally: p.kill(); p.wait(); p.stdout.close()
+
+
 @pytest.mark.skipif(os.name != 'posix', reason='needs SIGKILL')
 @pytest.mark.parametrize('kind', ['png', 'json', 'safetensors'])
 def test_killed_in_mid_write(tmp_path, kind):
-    "A real process, killed at random moments: the file is always whole, and leftovers are swept."
-    rng, left = random.Random(kind), 0
-    for _ in range(4):
-        p = subprocess.Popen([sys.executable, '-c', WRITER, tmp_path, kind], stdout=subprocess.PIPE,
-                             env=os.environ | {'PYTHONPATH': str(ROOT)})
-        assert p.stdout.readline() == b'ready\n'
-        time.sleep(.15 + .2*rng.random())
-        p.send_signal(signal.SIGKILL); p.wait()
+    "A real process, killed while it writes: the file is whole or not there, and leftovers are swept."
+    for _ in range(2):
+        kill_in_mid_write(tmp_path, kind)
         assert whole(tmp_path, kind)
-        left += len(list(tmp_path.glob('.*.part*')))
+    assert len(list(tmp_path.glob('.*.part*'))) == 1, "the second process swept the first one's leftover"
     core.write_json(0, tmp_path/'a.json'); core.save_tensors(tmp_path/'a.safetensors', {}, {})
     save_image(photo(), tmp_path/'a.png')
     assert {f.name for f in tmp_path.iterdir()} == {'a.json', 'a.png', 'a.safetensors'}
-    assert left, 'no process was caught in mid-write: this test saw nothing'
 
 
 def test_writers_do_not_sweep_each_other(tmp_path):
@@ -364,7 +374,7 @@ def server():
     s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     s.asked, s.ranges, s.stop_after, s.fail = [], True, 0, 0
     s.url = f'http://127.0.0.1:{s.server_port}/file.bin'
-    threading.Thread(target=s.serve_forever, daemon=True).start()
+    threading.Thread(target=s.serve_forever, args=(.02,), daemon=True).start()
     yield s
     s.shutdown(); s.server_close()
 

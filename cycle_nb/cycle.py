@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CycleTask', 'measure_encoder', 'held_out', 'save_encoder', 'train_cycle', 'print_now', 'snapshots']
 
-# %% ../nbs/14_cycle.ipynb #74544512
+# %% ../nbs/14_cycle.ipynb #c5c1e6fa
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .core import InputError, autocast, generator, make_card, pretrained, save_tensors
+from .core import InputError, autocast, generator, make_card, pretrained
+from .weights import save_model
 from .latents import spread
 from .losses import WEIGHTS, reconstruction_parts, weighted
 from .encoder import Encoder, assemble
@@ -132,19 +133,20 @@ def held_out(
     from cycle_nb.sdfaces import render, sample_factors
     return render(sample_factors(n, generator=generator(seed)), res)
 
-# %% ../nbs/14_cycle.ipynb #2224fc58
+# %% ../nbs/14_cycle.ipynb #6f69fe42
 def save_encoder(
     E:Encoder, # any
     path, # .safetensors
     card:dict=None, # facts of the training
-    stage:int=None, # default stage of the saved encoder (None: keep its own)
+    stage:int=None, # stage that the loaded encoder uses by default (None: as it is)
 ):
     "Weights in half precision, and the card that rebuilds the encoder."
-    config = {**E.config, **({} if stage is None else dict(stage=stage))}
-    state = {k: v for k, v in E.state_dict().items() if not k.endswith("num_batches_tracked")}
-    save_tensors(path, state, {**(card or make_card("encoder")), "class": "Encoder", "config": config}, half=True)
+    was = E.stage
+    E.stage = was if stage is None else stage
+    try: save_model(E, path, card)
+    finally: E.stage = was
 
-# %% ../nbs/14_cycle.ipynb #736a1f9a
+# %% ../nbs/14_cycle.ipynb #30daabc8
 def train_cycle(
     G, # fixed generator
     nets:tuple, # perceptual, identity, …
@@ -197,7 +199,8 @@ def snapshots(
         def save(task):
             figures = measure_encoder(task.E, G, nets, held, stage)
             print_now(f"{name} after {task.step} steps: {figures}")
-            card = make_card("encoder", seed=seed, name=name, steps=task.step, batch=task.batch, held=len(held),
+            card = make_card("encoder", seed=seed, name=name, steps=task.step, batch=task.batch,
+                             data="SDFaces renders (cycle_nb.sdfaces)", held=len(held),
                              schedule=asdict(task.sched), weights=task.weights, figures=figures)
             save_encoder(task.E, folder/f"{name}.safetensors", card, stage)
             if name == "w": Checkpoint(out/"end_of_w.pt").save(task)

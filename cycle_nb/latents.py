@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .core import generator
 
-# %% ../nbs/08_latents.ipynb #777f06b7
+# %% ../nbs/08_latents.ipynb #e5aca0e5
 @torch.no_grad()
 def sample_w(
     G, # a generator
@@ -20,8 +20,7 @@ def sample_w(
     truncation:float=1., # towards the mean w
 )->Tensor: # (n,D)
     "Codes as the mapping network makes them."
-    dev = G.w_avg.device
-    z = torch.randn(n, G.z_dim, generator=generator(seed)).to(dev)
+    z = torch.randn(n, G.z_dim, generator=generator(seed)).to(G.w_avg)
     return torch.cat([G.mapping(c, truncation) for c in z.split(1024)])
 
 def mean_w(
@@ -42,24 +41,25 @@ def pca_w(
     _, s, v = torch.linalg.svd(w - mean, full_matrices=False)
     return mean, v[:k], s[:k]/(len(w) - 1)**.5
 
-# %% ../nbs/08_latents.ipynb #20da615a
+# %% ../nbs/08_latents.ipynb #672c473d
 def spread(
     wp:Tensor, # W+ codes (B,L,D)
 )->Tensor: # (B,), 0 exactly on W
     "Mean distance of each layer's code from the mean of the layers."
     return (wp - wp.mean(1, keepdim=True)).norm(dim=-1).mean(1)
 
+# %% ../nbs/08_latents.ipynb #a7983172
 def distance_from_w(
     wp:Tensor, # W+ codes (B,L,D)
     pca:tuple, # `pca_w` of the generator's W
     floor:float=.02, # smallest deviation used, as a share of the largest
 )->Tensor: # (B,), about 1 for codes drawn from W itself
-    "Root mean square of the codes in units of W's standard deviations (Mahalanobis), averaged over layers."
+    "Root mean square in units of W's standard deviations (Mahalanobis), mean over layers."
     mean, v, s = pca
     x = (wp - mean) @ v.T/s.clamp(min=floor*s[0])
     return x.square().mean(-1).sqrt().mean(1)
 
-# %% ../nbs/08_latents.ipynb #1fd78bf6
+# %% ../nbs/08_latents.ipynb #d5b6cb49
 def towards_w(
     wp:Tensor, # W+ codes (B,L,D)
     t:float, # 0: the mean of the layers (in W), 1: as it is
@@ -69,8 +69,8 @@ def towards_w(
     return m + t*(wp - m)
 
 def leave_w(
-    wp:Tensor, # codes (B,L,D)
-    amount:float, # spread of the result when `wp` lies in W
+    wp:Tensor, # codes in W (B,L,D)
+    amount:float, # spread of the result
     generator:torch.Generator=None, # which way
 )->Tensor: # (B,L,D)
     "Move each layer's code in a random direction of its own."

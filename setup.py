@@ -1,7 +1,9 @@
 "Packaging: everything is said in settings.ini, this only reads it."
 from configparser import ConfigParser
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='], inline_comment_prefixes=None)
@@ -14,13 +16,31 @@ def lines(key):
     return [x.strip() for x in cfg[key].splitlines() if x.strip()]
 
 
+class BuildWithSamples(build_py):
+    "The sample images live in data/, where readers look; a wheel carries them inside the package."
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            to = Path(self.build_lib)/'cycle_nb'/'samples'
+            copytree(here/'data'/'samples', to, dirs_exist_ok=True, ignore=ignore_patterns('.*'))
+
+
+def shipped(f):
+    "Whether a file among the weights belongs into the package: no folders, nothing half-written."
+    return f.is_file() and not f.name.startswith('.')
+
+
+lib = here/cfg['lib_name']
+weights = [f.relative_to(lib).as_posix() for f in (lib/'pretrained').rglob('*') if shipped(f)]
+
 setup(
+    cmdclass={'build_py': BuildWithSamples},
     name=cfg['dist_name'], version=cfg['version'], description=cfg['description'],
     author=cfg['author'], license=cfg['license'], keywords=cfg['keywords'].split(),
     long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['cycle_nb', 'cycle_nb.*']),
-    package_data={'cycle_nb': ['pretrained/**', 'samples/**']},
+    package_data={'cycle_nb': weights},
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
     extras_require={'dev': lines('dev_requirements')},
     entry_points={'console_scripts': lines('console_scripts'),

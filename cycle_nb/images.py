@@ -14,8 +14,8 @@ from torch import Tensor
 from PIL import Image
 from .core import InputError, centre_square, read_image, to_pil, to_tensor
 
-# %% ../nbs/03_images.ipynb #78c7fca4
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif', '.ppm', '.jp2')
+# %% ../nbs/03_images.ipynb #d0380e52
+SUFFIXES = tuple('.png .jpg .jpeg .webp .gif .bmp .tif .tiff .avif .ppm .jp2'.split())
 
 def image_paths(
     where, # a file, a folder, or a list of both
@@ -28,17 +28,17 @@ def image_paths(
         found = [w] if not w.is_dir() else sorted(
             f for f in w.glob('**/*' if deep else '*')
             if f.suffix.lower() in SUFFIXES and not f.name.startswith('.') and f.is_file())
-        if not found: raise InputError(f'{w}: no images in this folder; put PNG or JPEG files there')
+        if not found: raise InputError(f'{w}: no images in this folder; put PNG or JPEG files in')
         paths += found
     if not paths: raise InputError('no images given; name at least one file or folder')
     return paths
 
-# %% ../nbs/03_images.ipynb #2d5d5365
+# %% ../nbs/03_images.ipynb #a215d437
 def _as_batch(x:Tensor, size:int)->Tensor:
     "A tensor brought to rank 4 and to its size, by the area of its middle square."
     x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] != 3 or not len(x):
-        raise InputError(f'a tensor of images must be (B,3,H,W) in [-1,1], this is {tuple(x.shape)}')
+        raise InputError(f'images as a tensor must be (B,3,H,W), this is {tuple(x.shape)}')
     s = min(x.shape[2:])
     top, left = (x.shape[2]-s)//2, (x.shape[3]-s)//2
     x = x[..., top:top+s, left:left+s].float()
@@ -75,9 +75,9 @@ def _names(part, start:int, n:int)->list:
     "A file's own name, or numbers."
     return [part.stem] if isinstance(part, Path) else [f'image{start+i}' for i in range(n)]
 
-# %% ../nbs/03_images.ipynb #f8d78219
+# %% ../nbs/03_images.ipynb #c1855d07
 class ImageFolder:
-    "A folder as a source of training images: `folder(n, rng)` gives a random batch, `folder[i]` one image."
+    "A folder as training images: `folder(n, rng)` gives a random batch, `folder[i]` one image."
     def __init__(self,
         where, # file(s) and folder(s), searched deeply
         size:int=64, # pixels
@@ -120,9 +120,9 @@ class ImageFolder:
         if not self.paths: raise InputError(f'none of the {len(bad)} images could be read')
         return list(bad.values())
 
-# %% ../nbs/03_images.ipynb #d42e5191
+# %% ../nbs/03_images.ipynb #551a019f
 def eyes_and_mouth(
-    points:Tensor, # landmarks (5,2): eyes, nose, corners of the mouth; or the usual 68; pixels (x,y)
+    points:Tensor, # (5,2): eyes, nose, corners of the mouth, or the usual (68,2); pixels (x,y)
 )->tuple: # left eye, right eye (as seen in the picture), middle of the mouth; (2,) each
     "The three points that place a face."
     p = torch.as_tensor(points, dtype=torch.float64)
@@ -138,11 +138,11 @@ def face_square(
     eyes = (left+right)/2
     e, m = right-left, mouth-eyes
     x = e + torch.stack([m[1], -m[0]])
-    if not torch.isfinite(x).all() or x.norm() < 1e-6: raise InputError('these landmarks are no face')
+    if not x.norm() > 1e-6: raise InputError('these landmarks are no face; give eyes and mouth')
     x = x/x.norm()*max(2*e.norm(), 1.8*m.norm())
     return torch.stack([x, torch.stack([-x[1], x[0]]), eyes + .1*m], 1).float()
 
-# %% ../nbs/03_images.ipynb #a3a88b02
+# %% ../nbs/03_images.ipynb #233e8e67
 def _grid(square:Tensor, n:int, h:int, w:int)->Tensor:
     "Where the pixels of an n x n crop lie in an h x w picture, in grid_sample's units."
     t = (torch.arange(n, device=square.device) + .5)/n*2 - 1
@@ -160,10 +160,10 @@ def align(
     side = 2*float(square[:, 0].norm())
     fine = max(1, min(8, math.ceil(side/size)))
     where = _grid(square.to(img), size*fine, h, w)
-    x = F.grid_sample(img[None], where, mode='bilinear', padding_mode='reflection', align_corners=False)
+    x = F.grid_sample(img[None], where, padding_mode='reflection', align_corners=False)
     return F.avg_pool2d(x, fine)[0]
 
-# %% ../nbs/03_images.ipynb #9a276330
+# %% ../nbs/03_images.ipynb #d5d192b5
 def _window(square:Tensor, h:int, w:int)->tuple:
     "Rows and columns of the picture that the square can touch."
     corners = square @ square.new_tensor([[-1, -1, 1, 1], [-1, 1, -1, 1], [1, 1, 1, 1]])
@@ -190,8 +190,9 @@ def paste_back(
             for s, n in ((rows, part.shape[1]), (cols, part.shape[2])))
     xy = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1) - square[:, 2]
     ab = xy @ torch.linalg.inv(square[:, :2]).T
-    new = F.grid_sample(_fitted(crop, square), ab[None], padding_mode='border', align_corners=False)[0]
-    img[:, rows, cols] = torch.lerp(part, new.to(part), _rim(ab, feather))
+    crop = _fitted(crop.to(img), square)
+    new = F.grid_sample(crop, ab[None], padding_mode='border', align_corners=False)[0]
+    img[:, rows, cols] = torch.lerp(part, new, _rim(ab, feather))
     return img
 
 def _fitted(crop:Tensor, square:Tensor)->Tensor:

@@ -232,7 +232,7 @@ def test_weights_have_a_card(path):
 def wheel(tmp_path_factory):
     "A wheel of this repository, built elsewhere."
     d = tmp_path_factory.mktemp('wheel')
-    copy(d, 'cycle_nb', 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE')
+    copy(d, 'cycle_nb', 'data', 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE')
     sh(d, sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', d/'out', d)
     return next((d/'out').glob('*.whl'))
 
@@ -240,7 +240,8 @@ def wheel(tmp_path_factory):
 def test_wheel_has_everything(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     want = [p.relative_to(ROOT).as_posix() for p in MODULES + WEIGHTS + [w.with_suffix('.json') for w in WEIGHTS]]
-    assert not set(want) - inside
+    want += [f'cycle_nb/samples/{p.name}' for p in (ROOT/'data'/'samples').glob('*.png')]
+    assert not set(want) - inside and sum('/samples/' in w for w in want) >= 12
     meta = {n.split('/')[-1]: zipfile.ZipFile(wheel).read(n).decode() for n in inside if 'dist-info' in n}
     assert 'cycle-nb = cycle_nb.invert:main' in meta['entry_points.txt'] and 'LICENSE' in meta
     assert 'Requires-Python: >=3.11' in meta['METADATA'] and 'torch>=2.6' in meta['METADATA']
@@ -255,3 +256,42 @@ def test_wheel_runs_elsewhere(wheel, tmp_path):
             'assert c.package_dir().parent.samefile("."); print(w.load_generator("sdfaces64").resolution)')
     sh(tmp_path, sys.executable, '-c', show)
     sh(tmp_path, sys.executable, '-c', 'from cycle_nb.invert import main; main(["--help"])')
+
+
+# --- setting up ----------------------------------------------------------------------------
+
+def venv_script(tmp_path, **found):
+    "tools/venv.sh in an empty folder, with only these programs on the path."
+    (tmp_path/'bin').mkdir()
+    for name, text in found.items():
+        (tmp_path/'bin'/name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path/'bin'/name).chmod(0o755)
+    return subprocess.run(['/bin/sh', ROOT/'tools'/'venv.sh'], cwd=tmp_path, env={'PATH': str(tmp_path/'bin')},
+                          capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize('found', [{}, {'python3': 'exit 1'}, {'python': 'exit 127', 'python3': 'exit 1'}])
+def test_no_suitable_python_is_one_clear_line(tmp_path, found):
+    p = venv_script(tmp_path, **found)
+    assert p.returncode == 1 and p.stderr.count('\n') == 1 and 'Python 3.11' in p.stderr and not p.stdout
+
+
+def test_first_suitable_python_is_taken(tmp_path):
+    "An old one is passed over, a good one makes the environment."
+    good = f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "$@" >> said'
+    p = venv_script(tmp_path, python3='exit 1', **{'python3.12': good})
+    assert p.returncode == 0, p.stderr
+    assert (tmp_path/'said').read_text().splitlines() == ['-m venv --clear .venv']
+
+
+def test_python_versions_are_checked():
+    "The test in the script itself, against this interpreter with other version numbers."
+    ok = re.search(r"^ok='(.*)'$", (ROOT/'tools'/'venv.sh').read_text(), re.M)[1]
+    for version, want in {(3, 10): 1, (3, 11): 0, (3, 13): 0, (3, 14): 1}.items():
+        src = f'import venv, ensurepip, sys; sys.version_info = {version}; {ok}'
+        assert subprocess.run([sys.executable, '-c', src], timeout=60).returncode == want, version
+
+
+def test_continuous_check_is_runnable():
+    run = ROOT/'.ci'/'run'
+    assert run.stat().st_mode & 0o111 and 'make test' in run.read_text()

@@ -281,7 +281,7 @@ def test_first_suitable_python_is_taken(tmp_path):
     good = f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "$@" >> said'
     p = venv_script(tmp_path, python3='exit 1', **{'python3.12': good})
     assert p.returncode == 0, p.stderr
-    assert (tmp_path/'said').read_text().splitlines() == ['-m venv --clear .venv']
+    assert (tmp_path/'said').read_text().splitlines()[-1] == '-m venv --clear .venv'
 
 
 def test_python_versions_are_checked():

@@ -202,7 +202,7 @@ def lazy_adam(
     c = every / (every + 1)
     return torch.optim.Adam(params, lr=lr * c, betas=tuple(b**c for b in betas), eps=1e-8, fused=True)
 
-# %% ../nbs/06_gan.ipynb #062d7778
+# %% ../nbs/06_gan.ipynb #b2dcf463
 class GanTrainer:
     "Everything that changes while a GAN trains; `state` and `load` are exact."
     def __init__(self,
@@ -224,12 +224,8 @@ class GanTrainer:
         self.ema = copy.deepcopy(G).eval().requires_grad_(False)
         self.opt_g = lazy_adam(G.parameters(), lr, pl_every)
         self.opt_d = lazy_adam(D.parameters(), lr, r1_every)
-        self.rng, self.step, self.pl_mean = generator(seed), 0, torch.zeros([])
-
-    @property
-    def seen(self)->int:
-        "Images shown so far."
-        return self.step * self.batch
+        self.rng, self.pl_mean = generator(seed), torch.zeros([])
+        self.step, self.seen = 0, 0
 
     def synthesize(self, wp:Tensor)->Tensor:
         "Images in training precision."
@@ -273,19 +269,20 @@ class GanTrainer:
         loss = d_loss(self.judge(self.real(self.batch)), score)
         logs['d'] = self.update(self.opt_d, loss, self.D.parameters())
         if self.r1 and self.step % self.r1_every == 0: logs['r1'] = self.regularise_d()
-        self.step += 1
+        self.step, self.seen = self.step + 1, self.seen + self.batch
         update_ema(self.ema, self.G, ema_decay(self.batch, self.seen, self.half_life))
         return logs
 
     def state(self)->dict:
         "All that a continuation needs."
         parts = {k: getattr(self, k).state_dict() for k in ('G', 'D', 'ema', 'opt_g', 'opt_d')}
-        return parts | dict(step=self.step, pl_mean=self.pl_mean, rng=self.rng.get_state(), torch=torch.get_rng_state())
+        return parts | dict(step=self.step, seen=self.seen, pl_mean=self.pl_mean, rng=self.rng.get_state(), torch=torch.get_rng_state())
 
     def load(self, state:dict):
         "Continue from `state`."
         for k in ('G', 'D', 'ema', 'opt_g', 'opt_d'): getattr(self, k).load_state_dict(state[k])
         self.step, self.pl_mean = state['step'], state['pl_mean']
+        self.seen = state.get('seen', self.step * self.batch)
         self.rng.set_state(state['rng'])
         torch.set_rng_state(state['torch'])
 

@@ -148,7 +148,7 @@ class EqualConv(nn.Module):
         x = F.conv2d(x, self.weight * self.scale, bias, stride=stride, padding=pad)
         return F.leaky_relu(x, .2) if self.act else x
 
-# %% ../nbs/04_layers.ipynb #0f8ca7ec
+# %% ../nbs/04_layers.ipynb #e1b4bbd9
 def demodulation(
     weight:Tensor, # (O,I,k,k)
     s:Tensor, # styles (B,I)
@@ -158,6 +158,7 @@ def demodulation(
     with torch.autocast(s.device.type, enabled=False):
         return (s.float().square() @ weight.float().square().sum((2, 3)).T + eps).rsqrt()
 
+# %% ../nbs/04_layers.ipynb #98213327
 def scaled_conv(
     x:Tensor, # (B,I,H,W)
     weight:Tensor, # (O,I,k,k), shared by the batch
@@ -182,7 +183,7 @@ def modulated_conv(
     d = (demodulation(weight, s) * gain).to(x.dtype)[:, :, None, None]
     return torch.addcmul(bias.to(x.dtype), x, d) if isinstance(bias, Tensor) else x * d + bias
 
-# %% ../nbs/04_layers.ipynb #956ba032
+# %% ../nbs/04_layers.ipynb #0dac0454
 class StyledConv(nn.Module):
     "Style → modulated convolution → noise → bias → `lrelu`."
     def __init__(self,
@@ -217,6 +218,7 @@ class StyledConv(nn.Module):
         b = self.offset(len(x), noise) * g
         return F.leaky_relu(modulated_conv(x, self.weight, self.affine(w), up, b, g), .2)
 
+# %% ../nbs/04_layers.ipynb #8209fb91
 class ToRGB(nn.Module):
     "Style → 1×1 modulated convolution without demodulation → bias."
     def __init__(self,

@@ -1,25 +1,9 @@
-"Shared by all tests: where things are, and the browser, which the continuous check demands."
-import os, shutil, subprocess, sys
+"Shared by all tests."
+import os, subprocess, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope='session')
-def root():
-    "The repository."
-    return ROOT
-
-
-@pytest.fixture(scope='session')
-def browser():
-    "Path of a Chromium; without one the test is skipped, or fails where CYCLE_NB_BROWSER=require."
-    names = 'chromium', 'chromium-browser', 'google-chrome'
-    found = os.environ.get('CYCLE_NB_CHROMIUM') or next(filter(None, map(shutil.which, names)), None)
-    if found: return found
-    if os.environ.get('CYCLE_NB_BROWSER') == 'require': pytest.fail('no Chromium: apt install chromium')
-    pytest.skip('no Chromium here (apt install chromium)')
 
 
 @pytest.fixture

@@ -294,4 +294,7 @@ def test_python_versions_are_checked():
 
 def test_continuous_check_is_runnable():
     run = ROOT/'.ci'/'run'
-    assert run.stat().st_mode & 0o111 and 'make test' in run.read_text()
+    text = run.read_text()
+    assert run.stat().st_mode & 0o111 and 'make test' in text
+    demands = re.search(r'export (\w+)=1', text)[1]
+    assert demands in (ROOT/'tests'/'test_explore_browser.py').read_text()

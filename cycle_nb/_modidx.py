@@ -153,6 +153,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cycle_nb.gan.bank_batches': ('gan.html#bank_batches', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.d_loss': ('gan.html#d_loss', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.ema_decay': ('gan.html#ema_decay', 'cycle_nb/gan.py'),
+                              'cycle_nb.gan.film': ('gan.html#film', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.finish': ('gan.html#finish', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.g_loss': ('gan.html#g_loss', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.image_bank': ('gan.html#image_bank', 'cycle_nb/gan.py'),

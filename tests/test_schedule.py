@@ -1,0 +1,190 @@
+"The plan against the method's table, and the promise that a killed run is the unbroken run."
+import json
+import pytest, torch
+from cycle_nb.core import InputError, generator
+from cycle_nb.cycle import CycleTask, train_cycle
+from cycle_nb.encoder import Encoder
+from cycle_nb.learner import At, Checkpoint, Record, fit
+from cycle_nb.losses import Identity, Perceptual
+from cycle_nb.schedule import PAPER, SDFACES64, Schedule, schedule, shorten, stay_in_w
+from cycle_nb.stylegan2 import Generator
+
+
+def retold(step):
+    "The paper's plan told as events on a time line, one after the other: another way to compute it."
+    stage, delta, adv = 0, 2e-4, .1
+    for t in range(0, step + 1, 1000):
+        if 20_000 <= t < 500_000 and (t - 20_000) % 2000 == 0: stage = min(17, stage + 1)
+        if 500_000 < t and (t - 500_000) % 10_000 == 0:
+            adv /= 2
+            if t <= 650_000: delta *= 1.2
+        if t >= 650_000 and (t - 650_000) % 4000 == 0: stage = max(0, stage - 1)
+    return stage, delta, adv
+
+
+@pytest.mark.parametrize('step', [*range(0, 750_000, 7919), 19_999, 20_000, 51_999, 52_000, 499_999, 500_000, 509_999, 510_000,
+                                  649_999, 650_000, 653_999, 654_000, 713_999, 714_000, 717_999, 718_000, 749_999])
+def test_paper_schedule(step):
+    p = schedule(step)
+    stage, delta, adv = retold(step)
+    assert p.stage == stage and p.lambda_delta == pytest.approx(delta) and p.lambda_adv == pytest.approx(adv)
+
+
+def test_the_table_of_the_method():
+    assert schedule(0) == schedule(19_999) and schedule(0).stage == 0 and schedule(0).lambda_delta == 2e-4
+    assert schedule(51_999).stage == 16 and schedule(52_000).stage == 17                       # "all 17 by 52k"
+    assert all(schedule(t).stage == 17 for t in range(52_000, 650_000, 500))
+    assert len({schedule(t).lambda_delta for t in range(500_000, 650_001, 1000)}) == 16         # 15 times × 1.2
+    assert schedule(650_000).lambda_delta == pytest.approx(3.08e-3, rel=2e-3)                  # "2e-4 → 3.08e-3"
+    assert schedule(714_000).stage == 0 and schedule(713_999).stage == 1                       # "pure W from 714k"
+    assert all(schedule(t).stage == 0 for t in range(714_000, 750_000, 100))
+    adv = [schedule(t).lambda_adv for t in range(500_000, 750_000, 10_000)]
+    assert all(b == pytest.approx(a/2) for a, b in zip(adv, adv[1:])), 'keeps halving'
+    assert [schedule(t).name for t in (0, 30_000, 60_000, 600_000, 700_000)] == ['W', 'open', 'W+', 'squeeze', 'close']
+
+
+@pytest.mark.parametrize('s', [PAPER, SDFACES64, shorten(9000, offsets=9), shorten(2000, offsets=13)])
+def test_every_instance_makes_the_whole_way(s):
+    ps = [schedule(t, s) for t in range(0, s.steps, max(1, s.steps//5000))]
+    stages = [p.stage for p in ps]
+    assert stages[0] == 0 and max(stages) == s.offsets and stages[-1] == 0
+    top = stages.index(s.offsets)
+    assert stages[:top + 1] == sorted(stages[:top + 1]) and stages[top:] == sorted(stages[top:], reverse=True)
+    assert list(dict.fromkeys(p.name for p in ps)) == ['W', 'open', 'W+', 'squeeze', 'close']
+    last = schedule(s.steps - 1, s)
+    assert last.lambda_delta == pytest.approx(2e-4*1.2**15, rel=.25) and last.lambda_adv < .1/2**15
+
+
+def test_baseline_never_leaves():
+    assert {(p.stage, p.lambda_delta, p.lambda_adv, p.name) for p in (schedule(t, stay_in_w(SDFACES64)) for t in range(6001))} \
+        == {(0, 2e-4, .1, 'W')}
+
+
+# --- the run -------------------------------------------------------------------------------
+
+BODY = dict(widths=(4, 8, 8, 8, 8), depth=(1,)*5)
+WAY = Schedule(offsets=7, open_from=4, open_every=1, squeeze_from=14, squeeze_every=1, close_from=18, close_every=1, steps=27)
+
+
+@pytest.fixture(scope='module')
+def world():
+    "A tiny generator, tiny networks, a few images."
+    torch.manual_seed(0)
+    G = Generator(32, 16, 16, 2, channel_base=256, channel_max=16)
+    nets = Perceptual(**BODY).eval(), Identity(**BODY).eval()
+    for n in nets: n.requires_grad_(False).body.fold()
+    bank = torch.rand(24, 3, 32, 32, generator=generator(0))*2 - 1
+    return G, nets, bank
+
+
+def batches(bank, stop=None):
+    n = [0]
+    def draw(k, g):
+        n[0] += 1
+        if n[0] == stop: raise KeyboardInterrupt
+        return bank[torch.randint(len(bank), (k,), generator=g)]
+    return draw
+
+
+def run(world, folder, stop=None, **kw):
+    G, nets, bank = world
+    return train_cycle(G, nets, batches(bank, stop), WAY, folder/'out', folder/'nets', held=bank[:6], batch=4, pool=5,
+                       save_every=3, log_every=5, **kw)
+
+
+def same(a, b):
+    x, y = a.state(), b.state()
+    return all(torch.equal(p, q) for k in ('E', 'critic') for p, q in zip(x[k].values(), y[k].values())) \
+        and torch.equal(x['real'], y['real']) and torch.equal(x['fake'], y['fake']) and x['step'] == y['step']
+
+
+@pytest.fixture(scope='module')
+def unbroken(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole')
+    return run(world, folder), folder
+
+
+def test_killed_run_is_the_unbroken_run(world, unbroken, tmp_path):
+    whole, folder = unbroken
+    for stop in (10, 8, 5):                                             # in open, squeeze and close
+        with pytest.raises(KeyboardInterrupt): run(world, tmp_path, stop)
+    assert same(whole, run(world, tmp_path))
+    for name in ('w', 'wplus', 'cycle'):
+        assert (folder/'nets'/f'{name}.safetensors').stat().st_size == (tmp_path/'nets'/f'{name}.safetensors').stat().st_size
+        a, b = (json.loads((f/'nets'/f'{name}.json').read_text()) for f in (folder, tmp_path))
+        assert a['figures'] == b['figures'] and a['config'] == b['config'] and a['steps'] == b['steps']
+    rows = [[json.loads(l)['step'] for l in (f/'out'/'cycle.jsonl').read_text().splitlines()] for f in (folder, tmp_path)]
+    assert rows[0] == rows[1] == [5, 10, 15, 20, 25]
+
+
+def test_weights_of_the_loss_after_a_resume(world, unbroken, tmp_path):
+    "λ and stage depend on the step alone."
+    with pytest.raises(KeyboardInterrupt): run(world, tmp_path, 18)     # in mid-squeeze
+    seen = []
+    G, nets, bank = world
+    torch.manual_seed(0)
+    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank), WAY, 4, pool=5)
+    class Look:
+        def before_fit(self, task, steps): seen.append((task.step, task.phase))
+        def after_step(self, task, logs): seen.append((task.step, task.phase))
+    fit(task, 27, [Checkpoint(tmp_path/'out'/'cycle.pt', 100), Look()])
+    assert seen[0][0] == 15 and len(seen) == 13
+    assert all(p == schedule(t, WAY) for t, p in seen)
+    assert same(task, unbroken[0])
+
+
+def test_baseline_is_the_same_road_in_w(world, unbroken, tmp_path):
+    "From the shared first phase or from nothing: bit by bit the same."
+    G, nets, bank = world
+    a = run(world, unbroken[1], part='baseline')
+    b = run(world, tmp_path, part='baseline')
+    assert same(a, b) and not same(a, unbroken[0])
+    card = json.loads((tmp_path/'nets'/'w_long.json').read_text())
+    assert card['steps'] == WAY.steps and card['config']['stage'] == 0
+    with pytest.raises(InputError, match='baseline'): run(world, tmp_path, part='both')
+
+
+def test_cards_tell_the_stage(unbroken):
+    for name, stage, steps in (('w', 0, 4), ('wplus', 7, 14), ('cycle', 0, 27)):
+        card = json.loads((unbroken[1]/'nets'/f'{name}.json').read_text())
+        assert card['config']['stage'] == stage and card['steps'] == steps and card['seed'] == 0
+        assert Schedule(**card['schedule']) == WAY
+        assert not [k for k in ('command', 'data', 'figures') if not card.get(k)]
+
+
+def test_parts_of_the_loss_by_hand(world):
+    G, nets, bank = world
+    torch.manual_seed(0)
+    E = Encoder(32, 8, 16, w_avg=G.w_avg)
+    for h in E.heads[1:]: torch.nn.init.normal_(h.linear.weight, std=.1)
+    task = CycleTask(G, E, nets, batches(bank), WAY, 4)
+    wp, parts = task.parts(bank[:4], torch.zeros(0, 16), 5)
+    delta = wp[:, 1:] - wp[:, :1]
+    assert torch.allclose(parts['delta'], sum(delta[:, i].norm(dim=1) for i in range(5)), rtol=1e-4)
+    assert delta[:, 5:].abs().max() == 0
+    score = torch.stack([task.critic(wp[:, i]) for i in range(6)], 1)
+    assert torch.allclose(parts['adv'], torch.log1p(torch.exp(-score)).mean(1), rtol=1e-4)
+    assert 'delta' not in task.parts(bank[:4], torch.zeros(0, 16), 0)[1]
+    task.parts(bank[:4], torch.zeros(0, 16), 5)[1]['delta'].sum().backward()
+    assert all(p.grad is None for p in G.parameters())
+
+
+def test_known_codes_are_the_first_of_the_batch(world):
+    G, nets, bank = world
+    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank), WAY, 8, known=.5)
+    img, w = task.draw(generator(0))
+    assert img.shape == (8, 3, 32, 32) and w.shape == (4, 16)
+    with torch.no_grad(): own = G.synthesis(G.broadcast(w)).clamp(-1, 1)
+    assert (own - img[:4]).abs().mean() < .02
+    logs = task.train_step()
+    assert 'known' in logs
+
+
+def test_training_lowers_the_loss(world):
+    G, nets, bank = world
+    torch.manual_seed(0)
+    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank[:8]), stay_in_w(WAY), 8, lr=3e-3, optimizer='adam')
+    rec = Record(5)
+    fit(task, 40, [rec, At({})])
+    l2 = rec.series('l2')[1]
+    assert l2[-1] < l2[0]

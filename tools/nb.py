@@ -33,7 +33,7 @@ def stable_ids(nb):
     return nb
 
 
-def small_figure(data, quality=85):
+def small_figure(data, quality=76):
     "Figure bytes as palette PNG where that changes little (plots), else PNG or JPEG, the smaller."
     from PIL import Image, ImageChops, ImageStat
     im = Image.open(io.BytesIO(data)).convert('RGB')

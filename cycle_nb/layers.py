@@ -19,9 +19,9 @@ def lrelu(
     "Leaky ReLU that keeps the variance: slope 0.2, gain √2."
     return F.leaky_relu(x, .2) * (math.sqrt(2) * gain)
 
-# %% ../nbs/04_layers.ipynb #04f182ea
+# %% ../nbs/04_layers.ipynb #db87ef58
 class EqualLinear(nn.Module):
-    "A linear layer whose weights live at variance 1 and are scaled when used (Progressive GAN, section 4.1)."
+    "Linear layer, weights stored at variance 1 and scaled when used (Progressive GAN, 4.1)."
     def __init__(self,
         n_in:int, # inputs
         n_out:int, # outputs
@@ -78,9 +78,9 @@ def fir(
     "Filter every channel with `kernel`."
     return _Fir.apply(x, kernel * gain, pad)
 
-# %% ../nbs/04_layers.ipynb #d17ab818
+# %% ../nbs/04_layers.ipynb #4c498b84
 class _Up(torch.autograd.Function):
-    "Twice the size with [1,3,3,1]: the bilinear interpolation it equals. Transposed: four times `_Down`."
+    "Twice the size with [1,3,3,1], by the bilinear interpolation it equals; ¼ `_Down` transposed."
     @staticmethod
     def setup_context(ctx, inputs, output): ctx.kernel = inputs[1]
     @staticmethod
@@ -118,7 +118,7 @@ def downsample(
     "Half the size without aliasing: the low-pass filter, then every second pixel."
     return _Down.apply(x, kernel)
 
-# %% ../nbs/04_layers.ipynb #7ec360e1
+# %% ../nbs/04_layers.ipynb #29672719
 class EqualConv(nn.Module):
     "A convolution with equalised learning rate; `down` halves the size behind the low-pass filter."
     def __init__(self,
@@ -140,7 +140,7 @@ class EqualConv(nn.Module):
     def forward(self,
         x:Tensor, # (B,n_in,H,W)
     )->Tensor: # (B,n_out,H,W) or half the size
-        "Blur if the size halves, convolve, add the bias, activate (the gain is in the weights: it passes `lrelu`)."
+        "Blur if the size halves, convolve, add the bias, activate (the gain is in the weights)."
         stride, pad = 1, self.size // 2
         if self.down and self.size == 1: x = downsample(x, self.kernel)
         elif self.down: x, stride, pad = fir(x, self.kernel, 2), 2, 0
@@ -158,7 +158,7 @@ def demodulation(
     with torch.autocast(s.device.type, enabled=False):
         return (s.float().square() @ weight.float().square().sum((2, 3)).T + eps).rsqrt()
 
-# %% ../nbs/04_layers.ipynb #98213327
+# %% ../nbs/04_layers.ipynb #897fa978
 def scaled_conv(
     x:Tensor, # (B,I,H,W)
     weight:Tensor, # (O,I,k,k), shared by the batch
@@ -178,12 +178,12 @@ def modulated_conv(
     bias:Tensor|float=0., # added at the end, broadcast to (B,O,H,W)
     gain:float=1., # factor of the convolution's part
 )->Tensor: # (B,O,H,W) or twice the size
-    "Modulate, convolve, demodulate (StyleGAN2, section 2.2), with one convolution for the whole batch."
+    "Modulate, convolve, demodulate (StyleGAN2, 2.2), with one convolution for the batch."
     x = scaled_conv(x, weight, s, up)
     d = (demodulation(weight, s) * gain).to(x.dtype)[:, :, None, None]
     return torch.addcmul(bias.to(x.dtype), x, d) if isinstance(bias, Tensor) else x * d + bias
 
-# %% ../nbs/04_layers.ipynb #0dac0454
+# %% ../nbs/04_layers.ipynb #0a7f1f0e
 class StyledConv(nn.Module):
     "Style → modulated convolution → noise → bias → `lrelu`."
     def __init__(self,
@@ -206,7 +206,7 @@ class StyledConv(nn.Module):
         b = self.bias[:, None, None]
         if noise == 'none': return b
         like = self.noise_const
-        x = like if noise == 'const' else torch.randn(n, 1, *like.shape, device=like.device, dtype=like.dtype)
+        x = like if noise == 'const' else torch.randn_like(like.expand(n, 1, -1, -1))
         return b + x * self.noise_strength
     def forward(self,
         x:Tensor, # (B,n_in,H,W)

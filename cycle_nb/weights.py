@@ -45,7 +45,7 @@ def save_generator(
     "Write a generator."
     save_model(G, path, card, half)
 
-# %% ../nbs/07_weights.ipynb #3772b49c
+# %% ../nbs/07_weights.ipynb #f51f7e03
 def _few(names)->str:
     "At most five names."
     names = sorted(names)
@@ -58,7 +58,8 @@ def mismatches(
     "How the tensors of a file differ from those of a model, by name."
     shapes = [f'{k} {tuple(have[k].shape)} instead of {tuple(want[k].shape)}'
               for k in want.keys() & have.keys() if want[k].shape != have[k].shape]
-    kinds = {'missing': want.keys() - have.keys(), 'left over': have.keys() - want.keys(), 'wrong shape': shapes}
+    kinds = {'missing': want.keys() - have.keys(), 'left over': have.keys() - want.keys(),
+             'wrong shape': shapes}
     return [f'{k}: {_few(v)}' for k, v in kinds.items() if v]
 
 def build_model(
@@ -70,8 +71,10 @@ def build_model(
     cls, config = model_class(card.get('class'), path), card.get('config', {})
     try:
         with torch.device('meta'): want = cls(**config).state_dict()
-    except Exception as e: raise InputError(f'{path}: its card\'s config cannot be built ({e})') from None
-    if bad := mismatches(want, tensors): raise InputError(f'{path}: does not fit a {card["class"]}; {"; ".join(bad)}')
+    except Exception as e:
+        raise InputError(f'{path}: its card\'s config cannot be built ({e})') from None
+    if bad := mismatches(want, tensors):
+        raise InputError(f'{path}: does not fit a {card["class"]}; {"; ".join(bad)}')
     model = cls(**config)
     model.load_state_dict(tensors)
     return model.eval()

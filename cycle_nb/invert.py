@@ -273,7 +273,7 @@ def unpack(
         diff[k] = (packed[f'{k}|q'].float()*packed[f'{k}|scale'])[None]
     return Tuned(diff, packed['|steps'], packed['|lpips'])
 
-# %% ../nbs/20_invert.ipynb #7b3fa54a
+# %% ../nbs/20_invert.ipynb #3818e5da
 def to_bytes(
     img:Tensor, # in [-1,1]
 )->Tensor: # uint8
@@ -362,7 +362,7 @@ class Inversion:
         with atomic_folder(path, replace) as new:
             for name, imgs in (dict(target=self.target, inverted=self.img) | drawn).items():
                 save_image(imgs[i], new/f'{name}.png')
-            tensors = {k: v.cpu().contiguous() for k, v in self._tensors(i).items()}
+            tensors = {k: v.cpu().clone().contiguous() for k, v in self._tensors(i).items()}
             (new/'inversion.safetensors').write_bytes(save(tensors))
             write_json(self.card | facts, new/'inversion.json')
         return path

@@ -40,7 +40,7 @@ def test_invert_files_and_folder(bundle, faces, tmp_path):
         assert {p.name for p in (out/name).iterdir()} == {'target.png', 'inverted.png', 'smile+2.png', 'age-1.5.png',
                                                           'inversion.safetensors', 'inversion.json'}
         drawn = to_tensor(read_image(out/name/'smile+2.png'))
-        assert (inv.edit('smile', 2.)[i] - drawn).abs().mean() < .01
+        assert (inv.edit('smile', 2.)[i].clamp(-1, 1) - drawn).abs().mean() < .01
         assert [m['step'] for m in inv.metrics if m['image'] == name] == STEPS
     record = read_json(out/'record.json')
     assert len(record['metrics']) == 20 and not record['failures'] and not record['stopped']
@@ -57,22 +57,24 @@ def test_existing_results(bundle, faces, tmp_path):
     assert main(['invert', str(faces[0]), '--out', str(out), '--overwrite', *map(str, args)]) == 0
     assert (out/'f0'/'inversion.json').stat().st_mtime_ns > before and not list(out.glob('.*'))
 
-def test_demo_twice(bundle, faces, tmp_path):
-    for extra in ([], [faces[0]]):
-        r = cli('demo', *extra, '--out', tmp_path/'demo', '--bundle', bundle, *FAST)
-        assert r.returncode == 0, r.stderr
+def test_demo(bundle, faces, tmp_path):
+    r = cli('demo', '--out', tmp_path/'demo', '--bundle', bundle, *FAST)
+    assert r.returncode == 0, r.stderr
     rows = [line.split() for line in r.stdout.splitlines()]
-    assert sum('+tune' in row for row in rows) >= 14        # 13 images and the mean
+    assert sum('+tune' in row for row in rows) >= 13        # 12 images and the mean
     assert 'mean' in r.stdout and 'sheet.png' in r.stdout
     assert Image.open(tmp_path/'demo'/'sheet.png').width > 1200
-    assert len(Inversion.load(tmp_path/'demo')) == 13
     assert list(read_json(tmp_path/'demo'/'record.json')['means']) == STEPS
+    quick = ['--out', str(tmp_path/'demo'), '--bundle', str(bundle), '--refine', '0', '--tune', '0']
+    assert main(['demo', str(faces[0]), *quick]) == 0       # once more, in place of the first, with a file
+    assert len(Inversion.load(tmp_path/'demo')) == 13 and not list((tmp_path/'demo').glob('.*'))
 
 def start(bundle, faces, out, *more):
     "A long run, one image at a time; returns the process once the first image is finished."
     p = subprocess.Popen(command('invert', *faces, '--out', out, '--bundle', bundle, '--batch', '1', '--tune', '6', '--refine', '1', *more),
-                         env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.time() + 90
+                         env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell may have it ignored
+    end = time.time() + 400
     while time.time() < end and p.poll() is None and not results(out): time.sleep(.02)
     return p
 
@@ -81,7 +83,7 @@ def test_stopped_in_the_middle(bundle, faces, tmp_path, how):
     out = tmp_path/'out'
     p = start(bundle, faces, out)
     p.send_signal(how)
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=300)
     done = results(out)
     assert 1 <= len(done) < len(faces), (done, err)
     assert len(Inversion.load(out)) == len(done)            # everything in sight is whole

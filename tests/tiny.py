@@ -51,7 +51,7 @@ ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PY
 
 def cli(*args, **kw):
     "Run `cycle-nb`; gives exit code, stdout and stderr."
-    return subprocess.run(command(*args), capture_output=True, text=True, errors='replace', timeout=120, env=ENV, **kw)
+    return subprocess.run(command(*args), capture_output=True, text=True, errors='replace', timeout=600, env=ENV, **kw)
 
 def write_directions(folder, directions):
     from cycle_nb.core import save_tensors

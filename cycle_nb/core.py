@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'FORMATS', 'FULL', 'InputError', 'pick_device', 'autoca
            'centre_square', 'to_tensor', 'to_pil', 'atomic', 'save_image', 'write_json', 'read_json', 'package_dir',
            'make_card', 'save_tensors', 'load_tensors', 'pretrained', 'cache_dir', 'fetch', 'progress']
 
-# %% ../nbs/00_core.ipynb #f056a0bb
+# %% ../nbs/00_core.ipynb #cb520faf
 import contextlib, datetime, errno, hashlib, http.client, importlib.util, json, os, platform
 import random, shlex, subprocess, sys, time, uuid, warnings
 import urllib.error, urllib.parse, urllib.request
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 # %% ../nbs/00_core.ipynb #aa16f441
 class InputError(Exception):
@@ -271,7 +271,7 @@ def make_card(
     where = dict(torch=torch.__version__, python=platform.python_version())
     return what | where | dict(device=str(pick_device())) | facts
 
-# %% ../nbs/00_core.ipynb #81e92432
+# %% ../nbs/00_core.ipynb #f5311459
 def _packed(t:Tensor, half:bool)->Tensor:
     "As it is stored: on the CPU, contiguous, its own memory, perhaps in 16 bits."
     t = t.detach().cpu()
@@ -286,7 +286,8 @@ def save_tensors(
 ):
     "Write named tensors and their card, each whole or not at all."
     ts = {k: _packed(t, half) for k, t in tensors.items()}
-    with atomic(path) as part: save_file(ts, part, metadata={'card': json.dumps(card)})
+    data = save(ts, metadata={'card': json.dumps(card)})
+    with atomic(path) as part: part.write_bytes(data)
     write_json(card, Path(path).with_suffix('.json'))
 
 def load_tensors(

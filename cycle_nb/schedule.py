@@ -37,7 +37,7 @@ PAPER = Schedule()
 SDFACES64 = Schedule(offsets=9, open_from=1500, open_every=60, squeeze_from=3600, squeeze_every=80,
                      close_from=4800, close_every=80, steps=6000)
 
-# %% ../nbs/12_schedule.ipynb #2dfa31a9
+# %% ../nbs/12_schedule.ipynb #f18e7ff3
 def stage_at(
     step:int, # from 0
     s:Schedule=PAPER, # its numbers
@@ -64,9 +64,10 @@ def schedule(
     "Stage and weights of a step: no memory, so a resumed run is the unbroken run."
     times = lambda until: max(0, (until - s.squeeze_from)//s.squeeze_every)
     grown, halved = times(min(step, s.close_from)), times(step)
-    return Phase(stage_at(step, s), s.lambda_delta*s.growth**grown, s.lambda_adv*s.decay**halved, phase_name(step, s))
+    delta, adv = s.lambda_delta*s.growth**grown, s.lambda_adv*s.decay**halved
+    return Phase(stage_at(step, s), delta, adv, phase_name(step, s))
 
-# %% ../nbs/12_schedule.ipynb #77648e81
+# %% ../nbs/12_schedule.ipynb #c078f753
 def stay_in_w(
     s:Schedule, # any
 )->Schedule: # as many steps, never an offset, constant weights
@@ -82,6 +83,7 @@ def shorten(
     "The same proportions in other steps; opening and closing keep their share for any L."
     n = offsets or s.offsets
     at = lambda v, share=1.: max(1, round(v*share*steps/s.steps))
-    marks = {k: at(getattr(s, k)) for k in ("open_from", "squeeze_from", "squeeze_every", "close_from")}
+    marks = "open_from", "squeeze_from", "squeeze_every", "close_from"
+    marks = {k: at(getattr(s, k)) for k in marks}
     pace = {k: at(getattr(s, k), s.offsets/n) for k in ("open_every", "close_every")}
     return replace(s, offsets=n, steps=steps, **marks, **pace)

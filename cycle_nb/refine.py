@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['companions', 'refine_loss', 'refined', 'refine', 'refine_code']
 
-# %% ../nbs/16_refine.ipynb #e3b74f8b
+# %% ../nbs/16_refine.ipynb #1df288cc
 import copy, torch
 from torch import Tensor
-from .core import generator, progress
+from .core import autocast, progress
 from .latents import sample_w, spread
 from .losses import reconstruction_parts, weighted
 
-# %% ../nbs/16_refine.ipynb #120ab8a6
+# %% ../nbs/16_refine.ipynb #907ea5f6
 def companions(
     G, # generator
     n:int=7, # images
@@ -29,7 +29,7 @@ def refine_loss(
     loss = weighted(parts)
     return loss[0] + (lambda_reg*loss[1:].mean() if len(loss) > 1 else 0)
 
-# %% ../nbs/16_refine.ipynb #7b4bacee
+# %% ../nbs/16_refine.ipynb #f2b280f5
 def refined(
     x:Tensor, # the target (1,3,H,W)
     batch:Tensor, # companions (M,3,H,W)
@@ -49,15 +49,15 @@ def refined(
     both = torch.cat([x, batch]) if lambda_reg or train_mode else x
     ps, opt = list(E.parameters()), torch.optim.Adam(E.parameters(), lr)
     for step in range(steps):
-        wp = E(both, stage)
-        parts = reconstruction_parts(G.synthesis(wp), both, perceptual, identity)
-        loss = refine_loss(parts, lambda_reg)
+        with autocast(x): wp = E(both, stage)
+        with autocast(x): out = G.synthesis(wp)
+        loss = refine_loss(reconstruction_parts(out, both, perceptual, identity), lambda_reg)
         for p, g in zip(ps, torch.autograd.grad(loss, ps, allow_unused=True)): p.grad = g
         opt.step()
         if on_step: on_step(step, wp.detach(), loss.detach())
     return E
 
-# %% ../nbs/16_refine.ipynb #4b157dcf
+# %% ../nbs/16_refine.ipynb #4282d0e3
 def refine(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     E, # encoder, left as it is
@@ -79,7 +79,7 @@ def refine(
         with torch.no_grad(): codes.append(own(x, stage)[:1])
     return torch.cat(codes)
 
-# %% ../nbs/16_refine.ipynb #2763b096
+# %% ../nbs/16_refine.ipynb #ecced247
 def refine_code(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # first codes (B,L,D)

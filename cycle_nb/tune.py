@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'anchor', 'stacked', 'draw', 'Tuned', 'distance', 'locality', 'tune_parts', 'tune']
 
-# %% ../nbs/17_tune.ipynb #d22fa9bc
+# %% ../nbs/17_tune.ipynb #2b65dc2f
 import copy, torch
 from dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call, vmap
 from .core import InputError, generator, load_tensors, progress, save_tensors
 
-# %% ../nbs/17_tune.ipynb #800ccfe2
+# %% ../nbs/17_tune.ipynb #e4df0f06
 def anchor(
     wp:Tensor, # pivots (B,L,D)
     w:Tensor, # codes to walk towards (B,D) or (1,D)
@@ -22,7 +22,7 @@ def anchor(
     d = w[:, None] - wp
     return wp + alpha*d/d.flatten(1).norm(dim=1)[:, None, None]
 
-# %% ../nbs/17_tune.ipynb #6c2f4b89
+# %% ../nbs/17_tune.ipynb #13d0e73d
 def stacked(
     G, # generator
     n:int, # copies
@@ -41,7 +41,7 @@ def draw(
     one = lambda own, code: functional_call(G.synthesis, own, (code[None],), dict(noise=noise))[0]
     return vmap(one, randomness="different")(weights, wp)
 
-# %% ../nbs/17_tune.ipynb #b03b1883
+# %% ../nbs/17_tune.ipynb #7b531c06
 @dataclass
 class Tuned:
     "N tuned generators, kept as their differences from the one they started from."
@@ -94,7 +94,7 @@ class Tuned:
             raise InputError(f"{path}: not a tuned generator; give a file written by Tuned.save")
         return cls({k: v for k, v in t.items() if k[0] != "|"}, t["|steps"], t["|lpips"])
 
-# %% ../nbs/17_tune.ipynb #16c9b156
+# %% ../nbs/17_tune.ipynb #ea40270c
 def distance(
     a:Tensor, # (B,3,H,W)
     b:Tensor, # (B,3,H,W)
@@ -128,7 +128,7 @@ def tune_parts(
 
 WEIGHTS = dict(lpips=1., l2=1., near_l2=.1, near_lpips=.1)
 
-# %% ../nbs/17_tune.ipynb #1d28207a
+# %% ../nbs/17_tune.ipynb #0e8dbba8
 def _only(weights, opt, rows, lr):
     "The weights and Adam's memory of some rows."
     new = {k: p.detach()[rows].requires_grad_() for k, p in weights.items()}
@@ -148,7 +148,7 @@ def _store(diff, weights, G, rows, live):
     own = dict(G.synthesis.named_parameters())
     for k, p in weights.items(): diff[k][live[rows]] = p.detach()[rows] - own[k].detach()
 
-# %% ../nbs/17_tune.ipynb #201ccd0b
+# %% ../nbs/17_tune.ipynb #9c795e54
 def tune(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # pivots (B,L,D)

@@ -31,7 +31,7 @@ def held_out(
     "In-domain faces no network was trained on."
     return render(sample_factors(n, generator=generator(seed)), res)
 
-# %% ../nbs/14_cycle.ipynb #2ec6c8ba
+# %% ../nbs/14_cycle.ipynb #42aee571
 class CycleTask:
     "Encoder and critic against a fixed generator; one `train_step` is one step of the schedule."
     def __init__(self,
@@ -43,7 +43,7 @@ class CycleTask:
         batch:int=16, # images per step
         lr:float=1e-3, # of the encoder
         lr_critic:float=2e-4, # of the critic
-        optimizer:str="ranger", # "ranger" or "adam"
+        optimizer:str="adam", # "adam", or "ranger" as in the paper
         weights:dict=WEIGHTS, # λ of l2, lpips, id; the schedule gives the others
         r1_gamma:float=10., # weight of the critic's gradient penalty
         r1_every:int=16, # steps between two penalties

@@ -212,7 +212,7 @@ class Perceptual(nn.Module):
         "Perceptual distance of each pair."
         return self.distance(self.features(a), self.features(b))
 
-# %% ../nbs/09_losses.ipynb #256fdc81
+# %% ../nbs/09_losses.ipynb #17ce7a68
 class PackagePerceptual(nn.Module):
     "The original LPIPS from the `lpips` package, with the same methods; for photographs."
     def __init__(self,
@@ -222,7 +222,7 @@ class PackagePerceptual(nn.Module):
     ):
         super().__init__()
         try: import lpips
-        except ImportError: raise InputError("package lpips is missing; pip install lpips") from None
+        except ImportError: raise InputError("lpips is missing; pip install lpips") from None
         self.res = res
         self.net = lpips.LPIPS(net=net, verbose=False, **kw).eval().requires_grad_(False)
 

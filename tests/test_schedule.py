@@ -89,7 +89,7 @@ def batches(bank, stop=None):
 def run(world, folder, stop=None, **kw):
     G, nets, bank = world
     return train_cycle(G, nets, batches(bank, stop), WAY, folder/'out', folder/'nets', held=bank[:6], batch=4, pool=5,
-                       save_every=3, log_every=5, **kw)
+                       save_every=3, log_every=5, optimizer='ranger', **kw)
 
 
 def same(a, b):
@@ -123,7 +123,8 @@ def test_weights_of_the_loss_after_a_resume(world, unbroken, tmp_path):
     seen = []
     G, nets, bank = world
     torch.manual_seed(0)
-    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank), WAY, 4, pool=5)
+    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank), WAY, 4, pool=5,
+                     optimizer='ranger')
     class Look:
         def before_fit(self, task, steps): seen.append((task.step, task.phase))
         def after_step(self, task, logs): seen.append((task.step, task.phase))

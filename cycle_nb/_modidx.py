@@ -379,6 +379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cycle_nb.losses.Perceptual.distance': ('losses.html#perceptual.distance', 'cycle_nb/losses.py'),
                                  'cycle_nb.losses.Perceptual.features': ('losses.html#perceptual.features', 'cycle_nb/losses.py'),
                                  'cycle_nb.losses.Perceptual.forward': ('losses.html#perceptual.forward', 'cycle_nb/losses.py'),
+                                 'cycle_nb.losses.Perceptual.precise': ('losses.html#perceptual.precise', 'cycle_nb/losses.py'),
                                  'cycle_nb.losses._checkpoint': ('losses.html#_checkpoint', 'cycle_nb/losses.py'),
                                  'cycle_nb.losses._resume': ('losses.html#_resume', 'cycle_nb/losses.py'),
                                  'cycle_nb.losses._rounded': ('losses.html#_rounded', 'cycle_nb/losses.py'),

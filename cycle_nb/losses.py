@@ -193,9 +193,10 @@ class Perceptual(nn.Module):
 
     def features(self,
         img:Tensor, # (B,3,H,W)
+        bf16:bool=True, # False: float32 all the way
     )->list: # one (B,h,w,C) per depth, unit length along C
         "What is compared; compute once for an image that is compared often."
-        with autocast(img): return [unit_channels(f) for f in self.body(img)[self.first:]]
+        with autocast(img, bf16): return [unit_channels(f) for f in self.body(img)[self.first:]]
 
     def distance(self,
         fa:list, # `features` of one batch
@@ -211,6 +212,13 @@ class Perceptual(nn.Module):
     )->Tensor: # (B,), 0 for equal images, about 0.5 for two different persons
         "Perceptual distance of each pair."
         return self.distance(self.features(a), self.features(b))
+
+    def precise(self,
+        a:Tensor, # images (B,3,H,W) in [-1,1]
+        b:Tensor, # images (B,3,H,W)
+    )->Tensor: # (B,)
+        "The same in float32, for long descents on one image: rounding errors would add up."
+        return self.distance(self.features(a, False), self.features(b, False))
 
 # %% ../nbs/09_losses.ipynb #17ce7a68
 class PackagePerceptual(nn.Module):

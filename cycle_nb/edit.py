@@ -7,7 +7,7 @@ __all__ = ['edit', 'read_codes', 'find_direction', 'ridge_fit', 'logistic_fit', 
            'train_directions', 'save_directions', 'load_directions', 'pca_directions', 'style_weights',
            'closed_form_directions', 'strength_for', 'bracket']
 
-# %% ../nbs/18_edit.ipynb #29bb677f
+# %% ../nbs/18_edit.ipynb #c67a5d84
 import torch
 from pathlib import Path
 from torch import Tensor
@@ -16,7 +16,7 @@ from .latents import pca_w, sample_w
 from .layers import StyledConv
 from .sdfaces import ATTRIBUTES
 
-# %% ../nbs/18_edit.ipynb #bf510434
+# %% ../nbs/18_edit.ipynb #841e2a00
 def edit(
     wp:Tensor, # codes (B,L,D)
     direction:Tensor, # (D,) for all layers alike, or (L,D)
@@ -26,7 +26,7 @@ def edit(
     s = torch.as_tensor(strength, dtype=wp.dtype, device=wp.device).reshape(-1, 1, 1)
     return wp + s*direction.to(wp)
 
-# %% ../nbs/18_edit.ipynb #0cc9822a
+# %% ../nbs/18_edit.ipynb #32118593
 @torch.no_grad()
 def read_codes(
     G, # generator
@@ -38,7 +38,7 @@ def read_codes(
     wp = G.broadcast(w) if w.ndim == 2 else w
     return torch.cat([attributes(G.synthesis(c)) for c in wp.split(chunk)])
 
-# %% ../nbs/18_edit.ipynb #2b86aa58
+# %% ../nbs/18_edit.ipynb #f6323455
 def find_direction(
     w:Tensor, # codes (N,D)
     labels:Tensor, # (N,) numbers, or booleans for a logistic fit
@@ -80,7 +80,7 @@ def logistic_fit(
         b = b - torch.linalg.solve(H, x1.T @ (p - y)/len(x) + pen @ b)
     return b[:-1]
 
-# %% ../nbs/18_edit.ipynb #ae35f2da
+# %% ../nbs/18_edit.ipynb #bdb69122
 def orthogonal_to(
     d:Tensor, # (D,)
     others:Tensor, # (K,D)
@@ -89,7 +89,7 @@ def orthogonal_to(
     q, _ = torch.linalg.qr(others.T)
     return d - q @ (q.T @ d)
 
-# %% ../nbs/18_edit.ipynb #9d4045e9
+# %% ../nbs/18_edit.ipynb #480bfcc4
 @torch.no_grad()
 def response(
     direction:Tensor, # (D,) or (L,D)
@@ -120,7 +120,7 @@ def normalise(
         d = d*(sigma/move).clamp(-2, 2) if move != 0 else d*2
     return d
 
-# %% ../nbs/18_edit.ipynb #0e353b97
+# %% ../nbs/18_edit.ipynb #a2f21dac
 def train_directions(
     G, # generator
     attributes, # regressor, has `names`
@@ -151,7 +151,7 @@ def load_directions(
         path = (path if path.is_dir() else pretrained(str(bundle)))/"directions.safetensors"
     return load_tensors(path)[0]
 
-# %% ../nbs/18_edit.ipynb #42a42a1d
+# %% ../nbs/18_edit.ipynb #a51deddd
 def pca_directions(
     G, # generator
     n:int=8, # directions
@@ -179,7 +179,7 @@ def closed_form_directions(
     A = A/A.norm(dim=1, keepdim=True)
     return torch.linalg.eigh((A.T @ A).double())[1].flip(1)[:, :n].T.to(A.dtype).detach()
 
-# %% ../nbs/18_edit.ipynb #b397717f
+# %% ../nbs/18_edit.ipynb #3e8d82da
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'anchor', 'stacked', 'draw', 'Tuned', 'distance', 'locality', 'tune_parts', 'tune']
 
-# %% ../nbs/17_tune.ipynb #2b65dc2f
+# %% ../nbs/17_tune.ipynb #fa8e789e
 import copy, torch
 from dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call, vmap
 from .core import InputError, generator, load_tensors, progress, save_tensors
 
-# %% ../nbs/17_tune.ipynb #e4df0f06
+# %% ../nbs/17_tune.ipynb #4e6141cf
 def anchor(
     wp:Tensor, # pivots (B,L,D)
     w:Tensor, # codes to walk towards (B,D) or (1,D)
@@ -22,7 +22,7 @@ def anchor(
     d = w[:, None] - wp
     return wp + alpha*d/d.flatten(1).norm(dim=1)[:, None, None]
 
-# %% ../nbs/17_tune.ipynb #13d0e73d
+# %% ../nbs/17_tune.ipynb #04433905
 def stacked(
     G, # generator
     n:int, # copies
@@ -41,7 +41,7 @@ def draw(
     one = lambda own, code: functional_call(G.synthesis, own, (code[None],), dict(noise=noise))[0]
     return vmap(one, randomness="different")(weights, wp)
 
-# %% ../nbs/17_tune.ipynb #7b531c06
+# %% ../nbs/17_tune.ipynb #c2e00c8c
 @dataclass
 class Tuned:
     "N tuned generators, kept as their differences from the one they started from."
@@ -94,14 +94,14 @@ class Tuned:
             raise InputError(f"{path}: not a tuned generator; give a file written by Tuned.save")
         return cls({k: v for k, v in t.items() if k[0] != "|"}, t["|steps"], t["|lpips"])
 
-# %% ../nbs/17_tune.ipynb #ea40270c
+# %% ../nbs/17_tune.ipynb #0f80e890
 def distance(
     a:Tensor, # (B,3,H,W)
     b:Tensor, # (B,3,H,W)
     perceptual, # distance of two batches, (B,)
 )->tuple: # mean squared error (B,), perceptual distance (B,)
-    "The two distances of pivotal tuning."
-    return (a - b).square().mean((1, 2, 3)), perceptual(a, b)
+    "The two distances of pivotal tuning, in float32 where the perceptual network knows how."
+    return (a - b).square().mean((1, 2, 3)), getattr(perceptual, "precise", perceptual)(a, b)
 
 def locality(
     weights:dict, # parameter name -> (B,…)
@@ -128,7 +128,7 @@ def tune_parts(
 
 WEIGHTS = dict(lpips=1., l2=1., near_l2=.1, near_lpips=.1)
 
-# %% ../nbs/17_tune.ipynb #0e8dbba8
+# %% ../nbs/17_tune.ipynb #c12b2937
 def _only(weights, opt, rows, lr):
     "The weights and Adam's memory of some rows."
     new = {k: p.detach()[rows].requires_grad_() for k, p in weights.items()}
@@ -148,15 +148,15 @@ def _store(diff, weights, G, rows, live):
     own = dict(G.synthesis.named_parameters())
     for k, p in weights.items(): diff[k][live[rows]] = p.detach()[rows] - own[k].detach()
 
-# %% ../nbs/17_tune.ipynb #9c795e54
+# %% ../nbs/17_tune.ipynb #2012dcb0
 def tune(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # pivots (B,L,D)
     G, # generator, left as it is
     perceptual, # distance of two batches, (B,)
     steps:int=350, # at most
-    lr:float=3e-4, # of Adam, on all weights of the synthesis network
-    threshold:float=.06, # an image is finished when its perceptual distance is this small
+    lr:float=3e-3, # of Adam, on all weights of the synthesis network (paper: 3e-4, at 1024 px)
+    threshold:float=.06, # an image is finished at this perceptual distance (paper: .07 of LPIPS)
     near:bool=True, # with the locality term?
     lambdas:dict=WEIGHTS, # weights of the parts, see `tune_parts`
     psi:float=.5, # truncation of the random faces

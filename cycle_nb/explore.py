@@ -107,7 +107,7 @@ def trouble(
     text = html.escape(f'{type(e).__name__}: {e}')
     return f'<div class="cycle-explorer-error" style="{FONT}color:#b00020">{text}</div>'
 
-# %% ../nbs/21_explore.ipynb #381e700f
+# %% ../nbs/21_explore.ipynb #2ff29349
 class Explorer:
     "Choose a face, slide its code from W to W+, edit it, compare with the truth. Display it."
     def __init__(self,
@@ -132,9 +132,12 @@ class Explorer:
         return frame(self.inv, i, t, edit, strength, tuned, self.truth, self.far, G)
 
     def page(self, **where)->str: # HTML
-        "The page for one position of the controls."
-        try: return page(*self.frame(**where), self.size)
-        except Exception as e: return trouble(e)
+        "The page for one position of the controls, which it carries as `data-at`."
+        try: text = page(*self.frame(**where), self.size)
+        except Exception as e: text = trouble(e)
+        tidy = lambda v: f'{v:g}' if isinstance(v, float) else v
+        at = html.escape(' '.join(f'{k}={tidy(v)}' for k, v in where.items()))
+        return f'<div data-at="{at}">{text}</div>'
 
     @cached_property
     def controls(self)->dict:

@@ -25,6 +25,7 @@ def notebook(bundle, tmp_path):
     "A copy of the chapter; with the untrained bundle where the trained one is not there yet."
     nb = nbformat.read(ROOT/'nbs'/'21_explore.ipynb', 4)
     whole = all((pretrained('sdfaces64')/f'{n}.safetensors').is_file() for n in ('generator', 'w', 'wplus', 'cycle', 'directions', 'identity'))
+    nb.metadata.kernelspec = dict(display_name='python3', language='python', name='python3')
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
         if not whole and 'sdfaces64' in cell.source: cell.source = cell.source.replace("'sdfaces64'", repr(str(bundle)))
@@ -73,20 +74,20 @@ def page(tmp_path):
 
 PANEL = '.cycle-explorer-panel'
 
-def shown(page):
-    "What the panel shows: pictures and numbers."
+RUN_ALL = '''async () => { const context = jupyterapp.shell.currentWidget.context;
+    await context.ready; await context.sessionContext.ready; await context.sessionContext.session.kernel.info;
+    jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ranAll = true }) }'''
+
+def shown(page, *at):
+    "What the panel shows, pictures and numbers, once it stands at `at` (such as 't=0.5')."
+    end, there = time.time() + 180, set()
+    while time.time() < end and not set(at) <= there:
+        page.wait_for_timeout(100)
+        there = set((page.locator(f'{PANEL} [data-at]').get_attribute('data-at') or '').split())
+    assert set(at) <= there, f'expected {at}, the panel stands at {there}'
     return page.evaluate('''s => { const p = document.querySelector(s);
         return {imgs: Object.fromEntries([...p.querySelectorAll('img')].map(i => [i.alt, i.src])),
                 numbers: Object.fromEntries([...p.querySelectorAll('[data-number]')].map(b => [b.dataset.number, +b.textContent]))} }''', PANEL)
-
-def after(page, before):
-    "The panel once it has changed."
-    end = time.time() + 120
-    while time.time() < end:
-        now = shown(page)
-        if now != before: page.wait_for_timeout(400); return shown(page)
-        page.wait_for_timeout(50)
-    raise AssertionError('the panel did not change')
 
 def press(page, control, key, times):
     "Move a slider by its handle and the keyboard."
@@ -97,28 +98,28 @@ def press(page, control, key, times):
 def test_the_explorer_explores(lab, page, tmp_path):
     page.goto(lab)
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=300_000)
-    page.wait_for_function("() => window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=300_000)
-    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.context', timeout=300_000)
+    page.evaluate(RUN_ALL)
     page.wait_for_selector(f'{PANEL} img', timeout=600_000)
+    page.wait_for_function('() => window.ranAll', timeout=600_000)
     page.locator(PANEL).scroll_into_view_if_needed()
-    first = shown(page)
+    first = shown(page, 't=0')
     assert {'target', 'reconstruction', 'edit', 'true edit'} <= set(first['imgs'])
     press(page, 't', 'ArrowRight', 10)
-    slid = after(page, first)
+    slid = shown(page, 't=0.5')
     assert slid['imgs']['reconstruction'] != first['imgs']['reconstruction'] and slid['imgs']['target'] == first['imgs']['target']
     assert slid['numbers']['from_w'] > first['numbers']['from_w'] and slid['numbers']['mse'] != first['numbers']['mse']
     press(page, 'strength', 'ArrowRight', 6)
-    edited = after(page, slid)
+    edited = shown(page, 't=0.5', 'strength=0.3')
     assert edited['imgs']['edit'] != slid['imgs']['edit'] and edited['imgs']['reconstruction'] == slid['imgs']['reconstruction']
     page.locator('.cycle-explorer-edit select').select_option('yaw')
-    other = after(page, edited)
+    other = shown(page, 'edit=yaw')
     assert other['imgs']['edit'] != edited['imgs']['edit'] and other['imgs']['true edit'] != edited['imgs']['true edit']
     page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
     page.locator('.cycle-explorer-tuned input').click()
-    untuned = after(page, other)
+    untuned = shown(page, 'tuned=False')
     assert untuned['imgs']['reconstruction'] != other['imgs']['reconstruction']
     page.locator('.cycle-explorer-i select').select_option(index=1)
-    assert after(page, untuned)['imgs']['target'] != untuned['imgs']['target']
-    page.wait_for_function("() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=600_000)
-    assert not page.locator('text=Traceback').count() and not page.locator(f'{PANEL} .cycle-explorer-error').count()
+    assert shown(page, 'i=1')['imgs']['target'] != untuned['imgs']['target']
+    assert not page.locator('text=Traceback').count() and not page.locator('.cycle-explorer-error').count()
     assert not page.problems, page.problems

@@ -21,7 +21,7 @@ def write_bundle(folder, edits=('age', 'glasses', 'smile', 'yaw')):
         save_net(net, folder/f'{name}.safetensors', make_card(name, seed=0))
     for name, stage in dict(w=0, wplus=G.num_ws - 1, cycle=0).items():
         E = Encoder(w_avg=G.w_avg, stage=stage).eval()
-        for head in E.heads[1:]: torch.nn.init.normal_(head.linear.weight, std=.3)
+        for head in E.heads[1:]: torch.nn.init.normal_(head.linear.bias, std=2.)
         save_model(E, folder/f'{name}.safetensors', make_card(name, seed=0))
     write_directions(folder, {k: torch.randn(G.w_dim) for k in edits})
     return folder

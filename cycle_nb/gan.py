@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['g_loss', 'd_loss', 'r1_penalty', 'minibatch_std', 'ResBlock', 'Discriminator', 'path_lengths', 'lazy_adam',
            'mix_codes', 'sample_codes', 'update_ema', 'ema_decay', 'image_bank', 'to_bytes', 'bank_batches',
-           'GanTrainer', 'sample_sheet', 'report', 'save_checkpoint', 'train_generator', 'finish', 'grown',
-           'train_growing', 'film']
+           'GanTrainer', 'sample_sheet', 'report', 'save_checkpoint', 'train_generator', 'centred', 'grown',
+           'train_growing', 'taught', 'warm_cosine', 'Distiller', 'distil', 'film']
 
 # %% ../nbs/06_gan.ipynb #a563fabe
 import copy, json, math, time
@@ -328,7 +328,7 @@ def save_checkpoint(
     "Write `checkpoint.pt` in one go: a kill leaves the old one or the new one."
     with atomic(out/'checkpoint.pt') as tmp: torch.save(t.state(), tmp)
 
-# %% ../nbs/06_gan.ipynb #d1f9bddf
+# %% ../nbs/06_gan.ipynb #78eee277
 def train_generator(
     real_batches, # `(n, rng) → (n,3,H,W)` in [-1,1]
     G:Generator|None=None, # new unless given
@@ -358,18 +358,18 @@ def train_generator(
             logs, start, first = {}, time.time(), t.seen
         if due(sample_every): sample_sheet(t.ema, out/f'samples_{t.seen:07d}.png')
         if due(save_every): save_checkpoint(t, out)
-    return finish(t, out)
+    return centred(t.ema)
 
-# %% ../nbs/06_gan.ipynb #ebabf146
+# %% ../nbs/06_gan.ipynb #92b80784
 @torch.no_grad()
-def finish(
-    t:GanTrainer, # trainer
-    out:Path, # folder
-)->Generator: # the EMA, its mean w measured
-    "Measure the slow copy's own mean w."
-    z = torch.randn(16384, t.ema.z_dim, generator=generator(0)).to(t.ema.w_avg)
-    t.ema.mapping.w_avg.copy_(t.ema.mapping(z).mean(0))
-    return t.ema
+def centred(
+    G:Generator, # trained
+    n:int=16384, # codes drawn
+)->Generator: # the same one
+    "Replace the running mean of w by the mean over many codes."
+    z = torch.randn(n, G.z_dim, generator=generator(0)).to(G.w_avg)
+    G.mapping.w_avg.copy_(G.mapping(z).mean(0))
+    return G
 
 # %% ../nbs/06_gan.ipynb #a2993084
 @torch.no_grad()
@@ -406,6 +406,91 @@ def train_growing(
         real = lambda n, rng=None: F.adaptive_avg_pool2d(real_batches(n, rng), res)
         ema = train_generator(real, G, D, images, out=Path(out)/str(res), seed=seed, **kwargs)
     return ema
+
+# %% ../nbs/06_gan.ipynb #879ccaa8
+def taught(
+    z:Tensor, # noise (B,Z), Z at least the number of factors
+    res:int, # resolution of the drawing
+)->Tensor: # (B,3,res,res)
+    "The drawing that a noise vector stands for."
+    from cycle_nb.sdfaces import FACTORS, render
+    z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    return F.adaptive_avg_pool2d(render(torch.erf(z[:, :len(FACTORS)] / math.sqrt(2)), 64), res)
+
+def warm_cosine(
+    step:int,
+    steps:int, # in total
+    warm:int=50, # steps of linear rise
+)->float: # 0 … 1
+    "Rise, then half a cosine down to a twentieth."
+    fall = .05 + .95 * .5 * (1 + math.cos(math.pi * step / steps))
+    return min(1, (step + 1) / warm) * fall
+
+class Distiller:
+    "Everything that changes while a generator learns from drawings; `state` and `load` are exact."
+    def __init__(self,
+        G:Generator, # trained in place
+        distance, # of two batches, (B,), for example `losses.Perceptual`
+        steps:int, # in total
+        lr:float=4e-3, # of the synthesis; the mapping's is a hundred times that
+        batch:int=16, # images per step
+        seed:int=0, # of the draws
+    ):
+        self.G, self.distance, self.steps, self.batch = G, distance, steps, batch
+        self.lrs, self.step, self.rng = (lr, 100 * lr), 0, generator(seed)
+        groups = [dict(params=list(m.parameters()), lr=lr) for m in (G.synthesis, G.mapping)]
+        self.opt = torch.optim.Adam(groups, betas=(.9, .99))
+
+    def train_step(self)->dict[str, float]:
+        "Draw, imitate, compare."
+        k = warm_cosine(self.step, self.steps)
+        for g, lr in zip(self.opt.param_groups, self.lrs): g['lr'] = k * lr
+        z = torch.randn(self.batch, self.G.z_dim, generator=self.rng)
+        want = taught(z, self.G.resolution).to(self.G.w_avg)
+        w = self.G.mapping(z.to(self.G.w_avg), track=True)
+        with autocast(w): got = self.G.synthesis(self.G.broadcast(w), 'none').float()
+        l1, lpips = (got - want).abs().mean(), self.distance(got, want).mean()
+        self.opt.zero_grad()
+        (l1 + lpips).backward()
+        self.opt.step()
+        self.step += 1
+        return dict(l1=l1.item(), lpips=lpips.item())
+
+    def state(self)->dict:
+        "All that a continuation needs."
+        parts = dict(G=self.G.state_dict(), opt=self.opt.state_dict())
+        return parts | dict(step=self.step, rng=self.rng.get_state())
+
+    def load(self, state:dict):
+        "Continue from `state`."
+        self.G.load_state_dict(state['G'])
+        self.opt.load_state_dict(state['opt'])
+        self.step = state['step']
+        self.rng.set_state(state['rng'])
+
+def distil(
+    G:Generator, # trained in place
+    distance, # see `Distiller`
+    steps:int, # of `batch` images
+    out, # folder for the checkpoint
+    save_every:int=250, # steps between checkpoints
+    log_every:int=100, # steps between lines
+    **kwargs, # for `Distiller`
+)->Generator:
+    "Let the generator imitate the renderer, or continue what `out` holds."
+    t, out, start = Distiller(G, distance, steps, **kwargs), Path(out), time.time()
+    out.mkdir(parents=True, exist_ok=True)
+    if (out/'checkpoint.pt').exists(): t.load(torch.load(out/'checkpoint.pt', weights_only=True))
+    first = t.step
+    while t.step < steps:
+        logs = t.train_step()
+        if t.step % log_every == 0 or t.step == steps:
+            speed = (t.step - first) / (time.time() - start)
+            text = '  '.join(f'{k} {v:.4f}' for k, v in logs.items())
+            left = (steps - t.step) / speed / 60
+            print(f'{t.step} of {steps} steps  {text}  {left:.0f} min left', flush=True)
+        if t.step % save_every == 0 or t.step == steps: save_checkpoint(t, out)
+    return centred(G)
 
 # %% ../nbs/06_gan.ipynb #f9f928d9
 def film(

@@ -88,6 +88,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cycle_nb.edit.closed_form_directions': ('edit.html#closed_form_directions', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.edit': ('edit.html#edit', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.find_direction': ('edit.html#find_direction', 'cycle_nb/edit.py'),
+                               'cycle_nb.edit.in_layers': ('edit.html#in_layers', 'cycle_nb/edit.py'),
+                               'cycle_nb.edit.leakage': ('edit.html#leakage', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.load_directions': ('edit.html#load_directions', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.logistic_fit': ('edit.html#logistic_fit', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.normalise': ('edit.html#normalise', 'cycle_nb/edit.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['edit', 'read_codes', 'find_direction', 'ridge_fit', 'logistic_fit', 'orthogonal_to', 'response', 'normalise',
-           'train_directions', 'save_directions', 'load_directions', 'pca_directions', 'style_weights',
-           'closed_form_directions', 'strength_for', 'bracket']
+           'leakage', 'in_layers', 'train_directions', 'save_directions', 'load_directions', 'pca_directions',
+           'style_weights', 'closed_form_directions', 'strength_for', 'bracket']
 
-# %% ../nbs/18_edit.ipynb #c67a5d84
+# %% ../nbs/18_edit.ipynb #3a92756e
 import torch
 from pathlib import Path
 from torch import Tensor
@@ -16,7 +16,7 @@ from .latents import pca_w, sample_w
 from .layers import StyledConv
 from .sdfaces import ATTRIBUTES
 
-# %% ../nbs/18_edit.ipynb #841e2a00
+# %% ../nbs/18_edit.ipynb #705eb2c8
 def edit(
     wp:Tensor, # codes (B,L,D)
     direction:Tensor, # (D,) for all layers alike, or (L,D)
@@ -26,7 +26,7 @@ def edit(
     s = torch.as_tensor(strength, dtype=wp.dtype, device=wp.device).reshape(-1, 1, 1)
     return wp + s*direction.to(wp)
 
-# %% ../nbs/18_edit.ipynb #32118593
+# %% ../nbs/18_edit.ipynb #685b3f3f
 @torch.no_grad()
 def read_codes(
     G, # generator
@@ -38,12 +38,12 @@ def read_codes(
     wp = G.broadcast(w) if w.ndim == 2 else w
     return torch.cat([attributes(G.synthesis(c)) for c in wp.split(chunk)])
 
-# %% ../nbs/18_edit.ipynb #f6323455
+# %% ../nbs/18_edit.ipynb #6e82f0ad
 def find_direction(
     w:Tensor, # codes (N,D)
     labels:Tensor, # (N,) numbers, or booleans for a logistic fit
     others:Tensor=None, # directions to stay orthogonal to (K,D)
-    ridge:float=1e-2, # regularisation, as a share of the codes' mean variance
+    ridge:float=1., # regularisation, as a share of the codes' mean variance
 )->Tensor: # (D,), unit length
     "The direction in which a label grows fastest (a linear fit; InterFaceGAN, Shen et al. 2020)."
     if (labels == labels[0]).all():
@@ -80,7 +80,7 @@ def logistic_fit(
         b = b - torch.linalg.solve(H, x1.T @ (p - y)/len(x) + pen @ b)
     return b[:-1]
 
-# %% ../nbs/18_edit.ipynb #bdb69122
+# %% ../nbs/18_edit.ipynb #e3f2bddc
 def orthogonal_to(
     d:Tensor, # (D,)
     others:Tensor, # (K,D)
@@ -89,7 +89,7 @@ def orthogonal_to(
     q, _ = torch.linalg.qr(others.T)
     return d - q @ (q.T @ d)
 
-# %% ../nbs/18_edit.ipynb #480bfcc4
+# %% ../nbs/18_edit.ipynb #6a6dcd0b
 @torch.no_grad()
 def response(
     direction:Tensor, # (D,) or (L,D)
@@ -107,9 +107,9 @@ def normalise(
     G, # generator
     attributes, # regressor, has `names`
     name:str, # the factor it shall move
-    n:int=60, # faces it is tried on
+    n:int=40, # faces it is tried on
     seed:int=0, # of the faces
-    rounds:int=5, # of the search for the length
+    rounds:int=4, # of the search for the length
 )->Tensor: # same shape: strength 1 moves the factor by one standard deviation
     "Give a direction its length and its sign, as the regressor sees them."
     wp, k = G.broadcast(sample_w(G, n, seed)), attributes.names.index(name)
@@ -120,19 +120,50 @@ def normalise(
         d = d*(sigma/move).clamp(-2, 2) if move != 0 else d*2
     return d
 
-# %% ../nbs/18_edit.ipynb #a2f21dac
+# %% ../nbs/18_edit.ipynb #c7a59f12
+def leakage(
+    direction:Tensor, # (D,) or (L,D), normalised
+    G, # generator
+    attributes, # regressor, has `names`
+    name:str, # the factor that shall move
+    wp:Tensor, # codes to try it on (B,L,D)
+    sigma:Tensor, # standard deviation of every factor (F,)
+)->Tensor: # scalar, in standard deviations for one of the asked factor
+    "Root mean square of what moves besides."
+    k, moved = attributes.names.index(name), response(direction, G, attributes, wp)/sigma
+    rest = torch.arange(len(moved)) != k
+    return (moved/moved[k])[rest].square().mean().sqrt()
+
+def in_layers(
+    direction:Tensor, # (D,)
+    layers, # positions in W+ where it acts
+    num_ws:int, # layers in all
+)->Tensor: # (L,D), zero elsewhere
+    "A direction for some layers only."
+    d = torch.zeros(num_ws, len(direction)).to(direction)
+    d[list(layers)] = direction
+    return d
+
+# %% ../nbs/18_edit.ipynb #1b25f6c1
 def train_directions(
     G, # generator
     attributes, # regressor, has `names`
     names=ATTRIBUTES, # factors to find
-    n:int=4000, # faces to learn from
+    n:int=2000, # faces to learn from
     seed:int=0, # of the draw
-)->dict: # name -> (D,), normalised
-    "Draw faces, let the regressor label them, fit a direction for every name."
-    w = sample_w(G, n, seed)
-    labels = read_codes(G, attributes, w)
-    fit = lambda name: find_direction(w, labels[:, attributes.names.index(name)])
-    return {name: normalise(fit(name), G, attributes, name, seed=seed + 1) for name in names}
+    ridges=(.1, 1., 10.), # regularisations tried
+)->dict: # name -> (D,) or (L,D), normalised
+    "Fit a direction for every name with several regularisations and layers; keep what leaks least."
+    w, wp = sample_w(G, n, seed), G.broadcast(sample_w(G, 40, seed + 1))
+    labels, L, found = read_codes(G, attributes, w), G.num_ws, {}
+    for name in names:
+        leak = lambda d: leakage(d, G, attributes, name, wp, labels.std(0))
+        unit = lambda d: normalise(d, G, attributes, name, seed=seed + 2)
+        y = labels[:, attributes.names.index(name)]
+        best = min((unit(find_direction(w, y, ridge=r)) for r in ridges), key=leak)
+        parts = [unit(in_layers(best, r, L)) for r in (range(L//5, 4*L//5), range(2*L//5, L))]
+        found[name] = min([best, *parts], key=leak)
+    return found
 
 def save_directions(
     directions:dict, # name -> (D,) or (L,D)
@@ -151,7 +182,7 @@ def load_directions(
         path = (path if path.is_dir() else pretrained(str(bundle)))/"directions.safetensors"
     return load_tensors(path)[0]
 
-# %% ../nbs/18_edit.ipynb #a51deddd
+# %% ../nbs/18_edit.ipynb #2fa2d26c
 def pca_directions(
     G, # generator
     n:int=8, # directions
@@ -179,7 +210,7 @@ def closed_form_directions(
     A = A/A.norm(dim=1, keepdim=True)
     return torch.linalg.eigh((A.T @ A).double())[1].flip(1)[:, :n].T.to(A.dtype).detach()
 
-# %% ../nbs/18_edit.ipynb #3e8d82da
+# %% ../nbs/18_edit.ipynb #0613e932
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ramp', 'w_radius', 'project']
 
-# %% ../nbs/15_project.ipynb #27136cf9
+# %% ../nbs/15_project.ipynb #1bef6f5f
 import math, torch
 from torch import Tensor
 from .core import InputError, generator, progress
 from .latents import sample_w
 
-# %% ../nbs/15_project.ipynb #791fba5a
+# %% ../nbs/15_project.ipynb #762035a8
 def ramp(
     t:float, # progress in [0,1]
     up:float=.05, # part of the way spent rising
@@ -21,7 +21,7 @@ def ramp(
     fall = min(1., (1 - t)/down)
     return (.5 - .5*math.cos(math.pi*fall)) * min(1., t/up)
 
-# %% ../nbs/15_project.ipynb #24843cf0
+# %% ../nbs/15_project.ipynb #934eab08
 def w_radius(
     G, # generator
     n:int=4096, # codes drawn
@@ -30,14 +30,14 @@ def w_radius(
     "Root mean square distance of a random w from the mean of all."
     return (sample_w(G, n, seed) - G.w_avg).square().sum(1).mean().sqrt()
 
-# %% ../nbs/15_project.ipynb #bc4a0feb
+# %% ../nbs/15_project.ipynb #1ba9960e
 def _start(G, n, space, start):
     "The first value of the optimised variable: (n,1,D) in W, (n,L,D) in W+."
     if space not in ("w", "w+"): raise InputError(f"space {space!r} is unknown: choose 'w' or 'w+'")
     wp = G.w_avg.expand(n, G.num_ws, -1) if start is None else start
     return (wp.mean(1, keepdim=True) if space == "w" else wp).detach().clone().requires_grad_()
 
-# %% ../nbs/15_project.ipynb #ce85602f
+# %% ../nbs/15_project.ipynb #65576e71
 def project(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     G, # generator

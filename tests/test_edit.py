@@ -19,6 +19,9 @@ def test_a_planted_direction_is_found(codes):
     y = w @ d + .2*torch.randn(len(w), generator=g)
     assert cos(E.find_direction(w, y, ridge=1e-4), d) > .99
     assert cos(E.find_direction(w, y > y.mean(), ridge=1e-6), d) > .98
+    free, firm = (E.find_direction(w, y, ridge=r) for r in (1e-6, 1e6))
+    means = w[y > y.median()].mean(0) - w[y <= y.median()].mean(0)
+    assert cos(firm, means) > .99 > cos(free, means)    # with a firm hand: the difference of means
     assert cos(E.find_direction(w, -y, ridge=1e-4), d) < -.99
     assert E.find_direction(w, y).norm() == pytest.approx(1, abs=1e-5)
 
@@ -63,7 +66,8 @@ def test_strength_one_is_one_standard_deviation():
     wp = G.broadcast(E.sample_w(G, 500, 0))
     sigma = E.read_codes(G, G, wp)[:, 0].std()
     assert E.response(d, G, G, wp)[0] == pytest.approx(float(sigma), rel=1e-3) and d[0] > 0
-    found = E.train_directions(G, G, names=["a", "b"], n=2000)
+    found = E.train_directions(G, G, names=["a", "b"], n=2000, ridges=(1e-4, 1e3))
+    found = {k: d.sum(0) if d.ndim == 2 else d for k, d in found.items()}
     assert cos(found["b"], torch.eye(6)[2]) > .99
     assert cos(found["a"], torch.tensor([.5, 1, 0, 0, 0, 0])) > .99
     assert E.response(found["a"], G, G, wp)[1].abs() < .1
@@ -106,3 +110,7 @@ def test_directions_survive_the_disk(tmp_path):
         back = E.load_directions(where)
         assert set(back) == set(d) and all(torch.allclose(back[k], d[k], atol=1e-2) for k in d)
     with pytest.raises(InputError): E.load_directions(tmp_path/"none")
+
+def test_a_direction_can_be_kept_to_some_layers():
+    d = E.in_layers(torch.ones(5), [1, 2], 4)
+    assert d.shape == (4, 5) and d.sum(1).tolist() == [0, 5, 5, 0]

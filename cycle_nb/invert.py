@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'PRESETS', 'TRAIN', 'MAKES', 'LATER', 'Bundle',
            'load_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples', 'spread_out', 'roomy', 'choose_samples',
-           'write_samples', 'road', 'measure', 'pack', 'unpack', 'to_bytes', 'from_bytes', 'Inversion', 'join',
+           'write_samples', 'road', 'means', 'measure', 'pack', 'unpack', 'to_bytes', 'from_bytes', 'Inversion', 'join',
            'join_tuned', 'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free',
-           'atomic_folder', 'means', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock',
-           'stream', 'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo',
-           'do_generator', 'do_nets', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one',
-           'add_common', 'add_road', 'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
+           'atomic_folder', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream',
+           'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets',
+           'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
+           'add_road', 'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #95313a20
+# %% ../nbs/20_invert.ipynb #655d4ce5
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ from .vis import labelled
 from .sdfaces import EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
 from .images import image_paths, load_images
 from .weights import load_encoder, load_generator, save_generator
-from .gan import Discriminator, image_bank, train_generator
+from .gan import Discriminator, distil, grown, image_bank
 from .stylegan2 import Generator
 from .losses import load_nets, train_nets
 from .schedule import SDFACES64, shorten
@@ -224,7 +224,7 @@ def write_samples(
     facts = dict(factors=FACTORS, extras=EXTRAS, resolution=res, faces=faces)
     write_json(facts, Path(folder)/'factors.json')
 
-# %% ../nbs/20_invert.ipynb #9ea648a1
+# %% ../nbs/20_invert.ipynb #3d47e116
 def road(
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
@@ -232,6 +232,7 @@ def road(
     refine:int=15, # steps of regularised refinement; 0: none
     tune:int=350, # steps of pivotal tuning at most; 0: none
     seed:int=0,
+    threshold:float=.02, # tuning of an image ends at this perceptual distance
 ):
     "Walk the road; after each step yield its name, the codes, the images and what was tuned."
     G, (lpips, identity, _) = bundle.generator, bundle.nets
@@ -243,10 +244,19 @@ def road(
         wp = refine_pivot(target, E, G, lpips, identity, others, seed, steps=refine)
         yield '+refine', wp, draw(G, wp), None
     if tune:
-        tuned = tune_generator(target, wp, G, lpips, steps=tune, seed=seed)
+        tuned = tune_generator(target, wp, G, lpips, steps=tune, seed=seed,
+                               threshold=threshold)
         yield '+tune', wp, tuned.synthesis(G, wp), tuned
 
 MEASURES = 'mse', 'perceptual', 'identity'
+
+def means(
+    metrics:list, # rows of dicts
+)->dict: # step -> means
+    "Averages over the images, step by step."
+    names = dict.fromkeys(m['step'] for m in metrics)
+    steps = {s: [m for m in metrics if m['step'] == s] for s in names}
+    return {s: {k: mean(rows, k) for k in (*MEASURES, 'seconds')} for s, rows in steps.items()}
 
 @torch.no_grad()
 def measure(
@@ -435,7 +445,7 @@ def join_tuned(
     diff = {k: cat(lambda t: t.diff[k]) for k in parts[0].diff}
     return Tuned(diff, cat(lambda t: t.steps), cat(lambda t: t.lpips))
 
-# %% ../nbs/20_invert.ipynb #ec94ea97
+# %% ../nbs/20_invert.ipynb #63560209
 def invert(
     imgs, # (B,3,H,W) tensor, PIL image(s), path(s) or a folder
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -444,6 +454,7 @@ def invert(
     tune:int=350, # steps of pivotal tuning at most; 0: none
     batch:int=12, # images at a time
     seed:int=0,
+    threshold:float=.02, # tuning of an image ends at this perceptual distance
     device=None, # a device's name; None: the best one here
     say=None, # called with a line of text after every step
 )->Inversion:
@@ -452,7 +463,7 @@ def invert(
     bundle.encoder(encoder)
     imgs, names = load_images(imgs, bundle.generator.resolution)
     names = unique_names(names)
-    settings = dict(encoder=encoder, refine=refine, tune=tune, seed=seed)
+    settings = dict(encoder=encoder, refine=refine, tune=tune, seed=seed, threshold=threshold)
     inv = join([walk(imgs[i:i + batch], names[i:i + batch], bundle, say=say, **settings)
                 for i in range(0, len(imgs), batch)])
     inv.card = make_card('inversion', **settings)
@@ -559,15 +570,7 @@ def atomic_folder(
     except OSError as e: raise _unwritable(path, e) from None
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/20_invert.ipynb #4dcec44d
-def means(
-    metrics:list, # rows of dicts
-)->dict: # step -> means
-    "Averages over the images, step by step."
-    names = dict.fromkeys(m['step'] for m in metrics)
-    steps = {s: [m for m in metrics if m['step'] == s] for s in names}
-    return {s: {k: mean(rows, k) for k in (*MEASURES, 'seconds')} for s, rows in steps.items()}
-
+# %% ../nbs/20_invert.ipynb #b86ae191
 def table(
     metrics:list, # rows of dicts
 )->str: # lines of text
@@ -772,36 +775,43 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #2a43b270
-PRESETS = dict(
-    sdfaces64=dict(bank=50_000, generator=dict(images=400_000), nets={}, encoder={}, directions={}),
-    tiny=dict(bank=128, generator=dict(images=32, batch=8),
+# %% ../nbs/20_invert.ipynb #b7ae99e3
+PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
+    sdfaces64=dict(bank=50_000, generator=[(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3)],
+                   nets=dict(steps=6000, id_steps=3000),
+                   encoder=dict(sched=shorten(2200, SDFACES64)), directions={}),
+    tiny=dict(bank=128, generator=[(32, 2, 4e-3), (64, 2, 4e-3)],
               nets=dict(steps=3, id_steps=3, images=64, persons=8, each=4, batch=8, pairs=8,
                         held=32),
-              encoder=dict(sched=shorten(60, SDFACES64), batch=2), directions=dict(n=64)))
+              encoder=dict(sched=shorten(40, SDFACES64), batch=4),
+              directions=dict(n=64, names=['smile', 'yaw'])))
 
 def _bank(a, p):
     "The training images, drawn once."
     return image_bank(p['bank'], 64, a.seed, a.out/'work'/f'faces-{a.seed}.npy')
 
-def do_generator(a, p):
-    "The generator, chapter 6."
-    dev, facts = pick_device(a.device), p['generator']
-    G, D = Generator().to(dev), Discriminator().to(dev)
-    G = train_generator(_bank(a, p), G, D, out=a.out/'work'/'generator', seed=a.seed, **facts)
-    data = f'{p["bank"]} SDFaces renders'
-    card = make_card('generator', seed=a.seed, data=data, preset=a.preset, **facts)
-    save_generator(G, a.out/'generator.safetensors', card)
-
 def do_nets(a, p):
     "The feature networks, chapter 9."
     train_nets(a.out, a.out/'work'/'nets', seed=a.seed, **p['nets'])
 
+def do_generator(a, p):
+    "The generator, chapter 6 (after the nets: it is judged by them)."
+    b, stages = Bundle(a.out, a.device), p['generator']
+    G = Generator(stages[0][0], z_dim=32).to(b.device)
+    for k, (res, steps, lr) in enumerate(stages):
+        if res > G.resolution: G, _ = grown(G, Discriminator(G.resolution))
+        distil(G, b.perceptual, steps, a.out/'work'/'generator'/str(k), lr=lr, seed=a.seed + k)
+    steps = sum(steps for _, steps, _ in stages)
+    card = make_card('generator', seed=a.seed, steps=steps, batch=16, stages=stages,
+                     preset=a.preset, data='SDFaces renders (cycle_nb.sdfaces)', training='distilled, no critic')
+    save_generator(G, a.out/'generator.safetensors', card)
+
 def do_encoder(a, p):
-    "The encoders of the three phases, chapter 14."
+    "The encoders of the three phases and the one that never leaves W, chapter 14."
     b, work = Bundle(a.out, a.device), a.out/'work'/'encoder'
-    train_cycle(b.generator, b.nets, _bank(a, p), out=work, folder=a.out, seed=a.seed,
-                **p['encoder'])
+    for part in ('cycle', 'baseline'):
+        train_cycle(b.generator, b.nets, _bank(a, p), out=work, folder=a.out, part=part,
+                    seed=a.seed, **p['encoder'])
 
 def do_directions(a, p):
     "The directions of the edits, chapter 18."
@@ -810,7 +820,7 @@ def do_directions(a, p):
     card = make_card('directions', seed=a.seed, preset=a.preset, **facts)
     save_directions(found, a.out/'directions.safetensors', card)
 
-TRAIN = dict(generator=do_generator, nets=do_nets, encoder=do_encoder, directions=do_directions)
+TRAIN = dict(nets=do_nets, generator=do_generator, encoder=do_encoder, directions=do_directions)
 MAKES = dict(generator='generator', nets='attributes', encoder='cycle', directions='directions')
 
 def run_train(a)->int: # exit code
@@ -824,7 +834,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #37542221
+# %% ../nbs/20_invert.ipynb #4ae5052b
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -847,7 +857,7 @@ def add_common(p):
     p.add_argument('--seed', type=count, default=0, metavar='N',
                    help='seed of all random numbers (default 0)')
 
-def add_road(p):
+def add_road(p, tune:int=350):
     "Options of the commands that invert."
     add_common(p)
     p.add_argument('--bundle', default='sdfaces64', metavar='NAME',
@@ -856,8 +866,8 @@ def add_road(p):
                    help='which phase gives the pivot (default cycle)')
     p.add_argument('--refine', type=count, default=15, metavar='N',
                    help='steps of refinement, 0 for none (default 15)')
-    p.add_argument('--tune', type=count, default=350, metavar='N',
-                   help='steps of tuning at most, 0 for none (default 350)')
+    p.add_argument('--tune', type=count, default=tune, metavar='N',
+                   help=f'steps of tuning at most, 0 for none (default {tune})')
     p.add_argument('--batch', type=at_least_one, default=12, metavar='N',
                    help='images at a time (default 12)')
 
@@ -868,7 +878,7 @@ def add_demo(sub):
     p.add_argument('files', nargs='*', metavar='FILES', help='more images or folders')
     p.add_argument('--out', default='out/demo', help='folder for the results (default out/demo)')
     p.set_defaults(run=run_demo)
-    add_road(p)
+    add_road(p, tune=80)
 
 def add_invert(sub):
     "`invert` and its options."
@@ -887,7 +897,7 @@ def add_invert(sub):
 def add_train(sub):
     "`train` and its options."
     p = sub.add_parser('train', help='train the networks of a bundle', description=
-        'Train one part of a bundle; in this order: generator, nets, encoder, directions.')
+        'Train one part of a bundle; in this order: nets, generator, encoder, directions.')
     what = p.add_subparsers(dest='what', metavar='PART', required=True, parser_class=Parser)
     for name, does in TRAIN.items():
         q = what.add_parser(name, help=does.__doc__, description=does.__doc__)

@@ -6,14 +6,14 @@
 __all__ = ['BETAS', 'mse', 'psnr', 'gaussian', 'windowed', 'ssim_parts', 'num_scales', 'ms_ssim', 'moments', 'frechet', 'covered',
            'precision_recall', 'counterfactual', 'edit_error', 'leak', 'lec', 'bootstrap']
 
-# %% ../nbs/19_metrics.ipynb #36d56366
+# %% ../nbs/19_metrics.ipynb #d4c54fba
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .core import generator
 from .edit import edit, strength_for
 from .sdfaces import FACTORS, render, with_factor
 
-# %% ../nbs/19_metrics.ipynb #b652a7c4
+# %% ../nbs/19_metrics.ipynb #3932cbd7
 def mse(
     a:Tensor, # (B,3,H,W) in [-1,1]
     b:Tensor, # (B,3,H,W)
@@ -28,7 +28,7 @@ def psnr(
     "Peak signal-to-noise ratio; the peak is 2, the width of the range."
     return 10*torch.log10(4/mse(a, b))
 
-# %% ../nbs/19_metrics.ipynb #16ebf337
+# %% ../nbs/19_metrics.ipynb #6e6ba7bd
 def gaussian(
     size:int=11, # taps
     sigma:float=1.5, # pixels
@@ -61,7 +61,7 @@ def ssim_parts(
     ssim = cs*(2*ma*mb + c1)/(ma*ma + mb*mb + c1)
     return ssim.mean((1, 2, 3)), cs.mean((1, 2, 3))
 
-# %% ../nbs/19_metrics.ipynb #d2bcca8c
+# %% ../nbs/19_metrics.ipynb #8037cbb5
 BETAS = (.0448, .2856, .3001, .2363, .1333)
 
 def num_scales(
@@ -86,7 +86,7 @@ def ms_ssim(
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return out
 
-# %% ../nbs/19_metrics.ipynb #cfc640e7
+# %% ../nbs/19_metrics.ipynb #142793a7
 def moments(
     x:Tensor, # features (N,F)
 )->tuple: # mean (F,), covariance (F,F)
@@ -105,7 +105,7 @@ def frechet(
     cross = torch.linalg.eigvalsh(root @ cy @ root).clamp_min(0).sqrt().sum()
     return float((mx - my).square().sum() + cx.trace() + cy.trace() - 2*cross)
 
-# %% ../nbs/19_metrics.ipynb #5f01ff6b
+# %% ../nbs/19_metrics.ipynb #d35febe6
 def covered(
     x:Tensor, # features (N,F)
     y:Tensor, # features (M,F)
@@ -123,7 +123,7 @@ def precision_recall(
     "Are fakes among the real, are the real among the fakes? (Kynkäänniemi et al. 2019)"
     return covered(fake, real, k), covered(real, fake, k)
 
-# %% ../nbs/19_metrics.ipynb #2191d32e
+# %% ../nbs/19_metrics.ipynb #64754111
 def counterfactual(
     u:Tensor, # true factors (B,F)
     name:str, # the factor to change
@@ -133,7 +133,7 @@ def counterfactual(
     v = u[:, FACTORS.index(name)]
     return with_factor(u, name, v + torch.where(v <= 0, change, -change))
 
-# %% ../nbs/19_metrics.ipynb #9e6afd9f
+# %% ../nbs/19_metrics.ipynb #2472879b
 @torch.no_grad()
 def edit_error(
     wp:Tensor, # pivots (B,L,D)
@@ -165,7 +165,7 @@ def leak(
     rest = [i for i in range(seen.shape[1]) if i != k]
     return (seen - asked)[:, rest].square().mean(1).sqrt()
 
-# %% ../nbs/19_metrics.ipynb #10e4af1e
+# %% ../nbs/19_metrics.ipynb #bfbe2865
 @torch.no_grad()
 def lec(
     wp:Tensor, # codes (B,L,D)
@@ -178,7 +178,7 @@ def lec(
     back = edit(encode(draw(edit(wp, direction, strength))), direction, -strength)
     return (back - wp).norm(dim=-1).mean(1)
 
-# %% ../nbs/19_metrics.ipynb #d32ea20d
+# %% ../nbs/19_metrics.ipynb #3901c4c6
 def bootstrap(
     x:Tensor, # one number per image (N,)
     n:int=2000, # resamples

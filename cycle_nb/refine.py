@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['companions', 'refine_loss', 'refined', 'refine', 'refine_code']
 
-# %% ../nbs/16_refine.ipynb #26386efb
+# %% ../nbs/16_refine.ipynb #8c8b6d8d
 import copy, torch
 from torch import Tensor
 from .core import autocast, progress
 from .latents import sample_w, spread
 from .losses import reconstruction_parts, weighted
 
-# %% ../nbs/16_refine.ipynb #1d512bef
+# %% ../nbs/16_refine.ipynb #4ea95094
 def companions(
     G, # generator
     n:int=7, # images
@@ -29,7 +29,7 @@ def refine_loss(
     loss = weighted(parts)
     return loss[0] + (lambda_reg*loss[1:].mean() if len(loss) > 1 else 0)
 
-# %% ../nbs/16_refine.ipynb #67192bd8
+# %% ../nbs/16_refine.ipynb #fbb052dc
 def refined(
     x:Tensor, # the target (1,3,H,W)
     batch:Tensor, # companions (M,3,H,W)
@@ -57,7 +57,7 @@ def refined(
         if on_step: on_step(step, wp.detach(), loss.detach())
     return E
 
-# %% ../nbs/16_refine.ipynb #4e98b90b
+# %% ../nbs/16_refine.ipynb #83596afc
 def refine(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     E, # encoder, left as it is
@@ -79,7 +79,7 @@ def refine(
         with torch.no_grad(): codes.append(own(x, stage)[:1])
     return torch.cat(codes)
 
-# %% ../nbs/16_refine.ipynb #4a4f7fce
+# %% ../nbs/16_refine.ipynb #2384668b
 def refine_code(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # first codes (B,L,D)

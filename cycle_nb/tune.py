@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'anchor', 'stacked', 'draw', 'Tuned', 'distance', 'locality', 'tune_parts', 'tune']
 
-# %% ../nbs/17_tune.ipynb #fa8e789e
+# %% ../nbs/17_tune.ipynb #3f0c655b
 import copy, torch
 from dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call, vmap
 from .core import InputError, generator, load_tensors, progress, save_tensors
 
-# %% ../nbs/17_tune.ipynb #4e6141cf
+# %% ../nbs/17_tune.ipynb #408d5ab3
 def anchor(
     wp:Tensor, # pivots (B,L,D)
     w:Tensor, # codes to walk towards (B,D) or (1,D)
@@ -22,7 +22,7 @@ def anchor(
     d = w[:, None] - wp
     return wp + alpha*d/d.flatten(1).norm(dim=1)[:, None, None]
 
-# %% ../nbs/17_tune.ipynb #04433905
+# %% ../nbs/17_tune.ipynb #3d18930a
 def stacked(
     G, # generator
     n:int, # copies
@@ -41,7 +41,7 @@ def draw(
     one = lambda own, code: functional_call(G.synthesis, own, (code[None],), dict(noise=noise))[0]
     return vmap(one, randomness="different")(weights, wp)
 
-# %% ../nbs/17_tune.ipynb #c2e00c8c
+# %% ../nbs/17_tune.ipynb #dce8d39f
 @dataclass
 class Tuned:
     "N tuned generators, kept as their differences from the one they started from."
@@ -94,7 +94,7 @@ class Tuned:
             raise InputError(f"{path}: not a tuned generator; give a file written by Tuned.save")
         return cls({k: v for k, v in t.items() if k[0] != "|"}, t["|steps"], t["|lpips"])
 
-# %% ../nbs/17_tune.ipynb #0f80e890
+# %% ../nbs/17_tune.ipynb #9248ac74
 def distance(
     a:Tensor, # (B,3,H,W)
     b:Tensor, # (B,3,H,W)
@@ -128,7 +128,7 @@ def tune_parts(
 
 WEIGHTS = dict(lpips=1., l2=1., near_l2=.1, near_lpips=.1)
 
-# %% ../nbs/17_tune.ipynb #c12b2937
+# %% ../nbs/17_tune.ipynb #73d74724
 def _only(weights, opt, rows, lr):
     "The weights and Adam's memory of some rows."
     new = {k: p.detach()[rows].requires_grad_() for k, p in weights.items()}
@@ -148,7 +148,7 @@ def _store(diff, weights, G, rows, live):
     own = dict(G.synthesis.named_parameters())
     for k, p in weights.items(): diff[k][live[rows]] = p.detach()[rows] - own[k].detach()
 
-# %% ../nbs/17_tune.ipynb #2012dcb0
+# %% ../nbs/17_tune.ipynb #728de4c8
 def tune(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # pivots (B,L,D)

@@ -144,12 +144,12 @@ def in_layers(
     d[list(layers)] = direction
     return d
 
-# %% ../nbs/18_edit.ipynb #1b25f6c1
+# %% ../nbs/18_edit.ipynb #928e5f5f
 def train_directions(
     G, # generator
     attributes, # regressor, has `names`
     names=ATTRIBUTES, # factors to find
-    n:int=2000, # faces to learn from
+    n:int=1500, # faces to learn from
     seed:int=0, # of the draw
     ridges=(.1, 1., 10.), # regularisations tried
 )->dict: # name -> (D,) or (L,D), normalised

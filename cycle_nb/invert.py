@@ -775,7 +775,7 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #b7ae99e3
+# %% ../nbs/20_invert.ipynb #06877cff
 PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
     sdfaces64=dict(bank=50_000, generator=[(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3)],
                    nets=dict(steps=6000, id_steps=3000),
@@ -803,7 +803,8 @@ def do_generator(a, p):
         distil(G, b.perceptual, steps, a.out/'work'/'generator'/str(k), lr=lr, seed=a.seed + k)
     steps = sum(steps for _, steps, _ in stages)
     card = make_card('generator', seed=a.seed, steps=steps, batch=16, stages=stages,
-                     preset=a.preset, data='SDFaces renders (cycle_nb.sdfaces)', training='distilled, no critic')
+                     preset=a.preset, data='SDFaces renders (cycle_nb.sdfaces)',
+                     training='distilled, no critic')
     save_generator(G, a.out/'generator.safetensors', card)
 
 def do_encoder(a, p):
@@ -817,7 +818,8 @@ def do_directions(a, p):
     "The directions of the edits, chapter 18."
     b, facts = Bundle(a.out, a.device), p['directions']
     found = train_directions(b.generator, b.attributes, seed=a.seed, **facts)
-    card = make_card('directions', seed=a.seed, preset=a.preset, **facts)
+    card = make_card('directions', seed=a.seed, preset=a.preset, steps=0,
+                     data='codes of the generator', **facts)
     save_directions(found, a.out/'directions.safetensors', card)
 
 TRAIN = dict(nets=do_nets, generator=do_generator, encoder=do_encoder, directions=do_directions)

@@ -177,7 +177,7 @@ def plain_refinement(E, G, P, I, x, batch, steps, lr, lam):
 def test_refine_is_the_equation(world, coder, monkeypatch):
     import contextlib
     for module in ("losses", "refine"):     # full precision, so that rounding does not hide a wrong term
-        monkeypatch.setattr(f"cycle_nb.{module}.autocast", lambda x: contextlib.nullcontext())
+        monkeypatch.setattr(f"cycle_nb.{module}.autocast", lambda *_: contextlib.nullcontext())
     G, _, img, _ = world
     E, P, I = coder
     batch = companions(G, 3, seed=5)

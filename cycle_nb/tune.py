@@ -148,15 +148,15 @@ def _store(diff, weights, G, rows, live):
     own = dict(G.synthesis.named_parameters())
     for k, p in weights.items(): diff[k][live[rows]] = p.detach()[rows] - own[k].detach()
 
-# %% ../nbs/17_tune.ipynb #728de4c8
+# %% ../nbs/17_tune.ipynb #493cf472
 def tune(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # pivots (B,L,D)
     G, # generator, left as it is
     perceptual, # distance of two batches, (B,)
     steps:int=350, # at most
-    lr:float=3e-3, # of Adam, on all weights of the synthesis network (paper: 3e-4, at 1024 px)
-    threshold:float=.06, # an image is finished at this perceptual distance (paper: .07 of LPIPS)
+    lr:float=2e-3, # of Adam, on all weights of the synthesis network (paper: 3e-4, at 1024 px)
+    threshold:float=.05, # an image is finished at this perceptual distance (paper: .07 of LPIPS)
     near:bool=True, # with the locality term?
     lambdas:dict=WEIGHTS, # weights of the parts, see `tune_parts`
     psi:float=.5, # truncation of the random faces

@@ -836,7 +836,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #4ae5052b
+# %% ../nbs/20_invert.ipynb #fb431df9
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -880,7 +880,7 @@ def add_demo(sub):
     p.add_argument('files', nargs='*', metavar='FILES', help='more images or folders')
     p.add_argument('--out', default='out/demo', help='folder for the results (default out/demo)')
     p.set_defaults(run=run_demo)
-    add_road(p, tune=80)
+    add_road(p, tune=60)
 
 def add_invert(sub):
     "`invert` and its options."

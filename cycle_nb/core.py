@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'FULL', 'InputError', 'pick_device', 'autocast', 'generator', 'seed_all', 'read_image',
-           'centre_square', 'to_tensor', 'to_pil', 'atomic', 'save_image', 'write_json', 'read_json', 'package_dir',
-           'make_card', 'save_tensors', 'load_tensors', 'pretrained', 'cache_dir', 'fetch', 'progress']
+           'centre_square', 'to_tensor', 'to_pil', 'to_bytes', 'from_bytes', 'atomic', 'save_image', 'write_json',
+           'read_json', 'package_dir', 'make_card', 'save_tensors', 'load_tensors', 'pretrained', 'cache_dir', 'fetch',
+           'progress']
 
 # %% ../nbs/00_core.ipynb #cb520faf
 import contextlib, datetime, errno, hashlib, http.client, importlib.util, json, os, platform
@@ -135,7 +136,7 @@ def read_image(
     except InputError: raise
     except Exception as e: raise InputError(f'{path}: {_complaint(e)}') from None
 
-# %% ../nbs/00_core.ipynb #13e579b4
+# %% ../nbs/00_core.ipynb #85479197
 def centre_square(im:Image.Image)->Image.Image:
     "The largest square in the middle of a picture."
     s = min(im.size)
@@ -157,8 +158,19 @@ def to_pil(
     "A tensor as a PIL image."
     if img.ndim != 3 or img.shape[0] != 3:
         raise ValueError(f'to_pil wants (3,H,W), got {tuple(img.shape)}')
-    x = img.detach().float().cpu().nan_to_num(nan=-1.)
-    return Image.fromarray(((x+1)*127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    return Image.fromarray(to_bytes(img.detach().cpu()).permute(1, 2, 0).numpy())
+
+def to_bytes(
+    img:Tensor, # any shape, in [-1,1]; what is outside is clipped, what is not a number is 0
+)->Tensor: # uint8
+    "Images in eight bits a number."
+    return ((img.float().nan_to_num(nan=-1.)+1)*127.5).round().clamp(0, 255).to(torch.uint8)
+
+def from_bytes(
+    x:Tensor, # uint8
+)->Tensor: # float32 in [-1,1]
+    "The inverse of `to_bytes`."
+    return x.float()/127.5 - 1
 
 # %% ../nbs/00_core.ipynb #59e48bb0
 def _parts(path:Path)->tuple:

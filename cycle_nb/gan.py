@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['g_loss', 'd_loss', 'r1_penalty', 'minibatch_std', 'ResBlock', 'Discriminator', 'path_lengths', 'lazy_adam',
-           'mix_codes', 'sample_codes', 'update_ema', 'ema_decay', 'image_bank', 'to_bytes', 'bank_batches',
-           'GanTrainer', 'sample_sheet', 'report', 'save_checkpoint', 'train_generator', 'centred', 'grown',
-           'train_growing', 'taught', 'warm_cosine', 'Distiller', 'distil', 'film']
+           'mix_codes', 'sample_codes', 'update_ema', 'ema_decay', 'image_bank', 'bank_batches', 'GanTrainer',
+           'sample_sheet', 'report', 'save_checkpoint', 'train_generator', 'centred', 'grown', 'train_growing',
+           'taught', 'edges', 'warm_cosine', 'Distiller', 'distil', 'film']
 
-# %% ../nbs/06_gan.ipynb #a563fabe
+# %% ../nbs/06_gan.ipynb #1aafdb69
 import copy, json, math, time
 from pathlib import Path
 import numpy as np
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from .core import atomic, autocast, generator, save_image, write_json
+from .core import atomic, autocast, from_bytes, generator, save_image
 from .vis import grid
+from .sdfaces import FACTORS, render, render_bank, sample_factors
 from .layers import EqualConv, EqualLinear
 from .stylegan2 import Generator, num_channels
 
@@ -168,44 +169,22 @@ def ema_decay(
     "Decay per step, short-sighted at the beginning."
     return .5 ** (batch / max(min(half_life, rampup * seen), 1e-8))
 
-# %% ../nbs/06_gan.ipynb #ea30b001
+# %% ../nbs/06_gan.ipynb #7dba25f0
 def image_bank(
     n:int, # images
     res:int, # resolution
     seed:int, # of the factors
     path, # .npy file to make or to reuse
-    chunk:int=256, # images rendered at a time
 ):
     "Render SDFaces once into a file of bytes; returns the `real_batches` that draws from it."
-    from cycle_nb.sdfaces import render, sample_factors
-    path = Path(path)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = generator(seed)
-        with atomic(path) as tmp:
-            out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (n, res, res, 3))
-            for i in range(0, n, chunk):
-                img = render(sample_factors(min(chunk, n - i), rng), res)
-                out[i:i + chunk] = to_bytes(img).permute(0, 2, 3, 1).cpu().numpy()
-            out.flush()
-    return bank_batches(np.load(path, mmap_mode='r'))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return bank_batches(render_bank(sample_factors(n, generator(seed)), res, path))
 
-# %% ../nbs/06_gan.ipynb #a5cff85a
-def to_bytes(
-    img:Tensor, # (B,3,H,W) in [-1,1]
-)->Tensor: # uint8
-    "Eight bits per channel."
-    return (img.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-# %% ../nbs/06_gan.ipynb #69cfa16a
 def bank_batches(
-    bank, # (n,H,W,3) uint8
+    bank:Tensor, # (n,3,H,W) uint8
 ):
     "A callable `(n, rng) → (n,3,H,W)` in [-1,1] drawing from a bank of bytes."
-    def draw(n, rng=None):
-        i = torch.randint(len(bank), (n,), generator=rng).numpy()
-        return torch.from_numpy(bank[i]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return draw
+    return lambda n, rng=None: from_bytes(bank[torch.randint(len(bank), (n,), generator=rng)])
 
 # %% ../nbs/06_gan.ipynb #66785b00
 class GanTrainer:
@@ -407,15 +386,20 @@ def train_growing(
         ema = train_generator(real, G, D, images, out=Path(out)/str(res), seed=seed, **kwargs)
     return ema
 
-# %% ../nbs/06_gan.ipynb #879ccaa8
+# %% ../nbs/06_gan.ipynb #7afe3626
 def taught(
     z:Tensor, # noise (B,Z), Z at least the number of factors
     res:int, # resolution of the drawing
 )->Tensor: # (B,3,res,res)
     "The drawing that a noise vector stands for."
-    from cycle_nb.sdfaces import FACTORS, render
     z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
     return F.adaptive_avg_pool2d(render(torch.erf(z[:, :len(FACTORS)] / math.sqrt(2)), 64), res)
+
+def edges(
+    x:Tensor, # (B,C,H,W)
+)->Tensor: # scalar
+    "Mean absolute difference of neighbouring pixels (the gradient difference loss, Mathieu et al. 2016)."
+    return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
 
 def warm_cosine(
     step:int,
@@ -450,11 +434,12 @@ class Distiller:
         w = self.G.mapping(z.to(self.G.w_avg), track=True)
         with autocast(w): got = self.G.synthesis(self.G.broadcast(w), 'none').float()
         l1, lpips = (got - want).abs().mean(), self.distance(got, want).mean()
+        steep = edges(got - want)
         self.opt.zero_grad()
-        (l1 + lpips).backward()
+        (l1 + lpips + steep).backward()
         self.opt.step()
         self.step += 1
-        return dict(l1=l1.item(), lpips=lpips.item())
+        return dict(l1=l1.item(), edges=steep.item(), lpips=lpips.item())
 
     def state(self)->dict:
         "All that a continuation needs."

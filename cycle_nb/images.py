@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'image_paths', 'load_images', 'ImageFolder', 'eyes_and_mouth', 'face_square', 'align', 'paste_back']
 
-# %% ../nbs/03_images.ipynb #311f3db8
+# %% ../nbs/03_images.ipynb #a40c8b5c
 import math
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from PIL import Image
-from .core import InputError, centre_square, read_image, to_pil, to_tensor
+from cycle_nb.core import (InputError, centre_square, from_bytes, read_image, to_bytes, to_pil,
+    to_tensor)
 
 # %% ../nbs/03_images.ipynb #d0380e52
 SUFFIXES = tuple('.png .jpg .jpeg .webp .gif .bmp .tif .tiff .avif .ppm .jp2'.split())
@@ -75,7 +76,7 @@ def _names(part, start:int, n:int)->list:
     "A file's own name, or numbers."
     return [part.stem] if isinstance(part, Path) else [f'image{start+i}' for i in range(n)]
 
-# %% ../nbs/03_images.ipynb #c1855d07
+# %% ../nbs/03_images.ipynb #99d737d2
 class ImageFolder:
     "A folder as training images: `folder(n, rng)` gives a random batch, `folder[i]` one image."
     def __init__(self,
@@ -92,12 +93,12 @@ class ImageFolder:
     def _bytes(self, i:int)->Tensor:
         "One image as bytes (3,s,s), from memory when it was read before."
         if self.kept is not None and i in self.kept: return self.kept[i]
-        b = ((to_tensor(read_image(self.paths[i]), self.size)+1)*127.5).round().byte()
+        b = to_bytes(to_tensor(read_image(self.paths[i]), self.size))
         if self.kept is not None: self.kept[i] = b
         return b
 
     def __getitem__(self, i:int)->Tensor:
-        return self._bytes(range(len(self))[i]).float()/127.5 - 1
+        return from_bytes(self._bytes(range(len(self))[i]))
 
     def __call__(self,
         n:int, # how many

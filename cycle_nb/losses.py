@@ -6,26 +6,24 @@
 __all__ = ['DISTORTIONS', 'WEIGHTS', 'resized', 'conv_block', 'conv_level', 'FeatureNet', 'Attributes', 'Identity',
            'angular_margin', 'unit_channels', 'Perceptual', 'PackagePerceptual', 'blur', 'soften', 'add_noise',
            'shift_colour', 'shift_place', 'morph', 'distorted_pairs', 'channel_differences', 'nonnegative_fit',
-           'calibrate', 'cosine_lr', 'descend', 'to_uint8', 'from_uint8', 'render_bank', 'augment', 'bank_batch',
-           'fit_attributes', 'identity_factors', 'fit_identity', 'r2', 'auc', 'balanced', 'verification',
-           'rank_correlation', 'measure_attributes', 'measure_identity', 'measure_perceptual', 'save_net', 'load_net',
-           'load_nets', 'finish', 'train_attributes', 'train_identity', 'train_nets', 'reconstruction_parts',
-           'weighted']
+           'calibrate', 'cosine_lr', 'descend', 'augment', 'bank_batch', 'fit_attributes', 'identity_factors',
+           'fit_identity', 'r2', 'auc', 'balanced', 'verification', 'rank_correlation', 'measure_attributes',
+           'measure_identity', 'measure_perceptual', 'save_net', 'load_net', 'load_nets', 'finish', 'train_attributes',
+           'train_identity', 'train_nets', 'reconstruction_parts', 'weighted']
 
-# %% ../nbs/09_losses.ipynb #08ed0dab
+# %% ../nbs/09_losses.ipynb #b6bcd882
 import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .core import InputError, atomic, autocast, generator, load_tensors, make_card
-from .core import pretrained, save_tensors
-from .sdfaces import FACTORS, IDENTITY, render, sample_factors
+from .core import (InputError, atomic, autocast, from_bytes, generator, load_tensors,
+    make_card, pretrained, save_tensors)
+from .sdfaces import FACTORS, IDENTITY, render, render_bank, sample_factors
 
 # %% ../nbs/09_losses.ipynb #0d357675
 def resized(
@@ -178,7 +176,7 @@ def unit_channels(
     f = f.permute(0, 2, 3, 1)
     return f*torch.rsqrt(f.float().square().sum(-1, keepdim=True) + eps).to(f.dtype)
 
-# %% ../nbs/09_losses.ipynb #a415a74f
+# %% ../nbs/09_losses.ipynb #4f0dab3e
 class Perceptual(nn.Module):
     "LPIPS with a body of our own: weighted squared differences of unit-normalised features."
     def __init__(self,
@@ -421,32 +419,7 @@ def descend(
         if file: _checkpoint(file, model, opt, step + 1)
     return model
 
-# %% ../nbs/09_losses.ipynb #171a7e11
-def to_uint8(
-    img:Tensor, # [-1,1]
-)->Tensor: # same shape, uint8
-    "Images as bytes."
-    return img.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-def from_uint8(
-    img:Tensor, # uint8
-)->Tensor: # float32 in [-1,1]
-    "Bytes as images."
-    return img.float().div(127.5).sub(1)
-
-def render_bank(
-    u:Tensor, # factors (N,F)
-    res:int=64, # side (pixels)
-    file=None, # keep it here (.npy), read it from here the next time
-    chunk:int=256, # images rendered at once
-)->Tensor: # (N,3,res,res) uint8
-    "Render many faces once; a quarter of the memory of float32."
-    if file and Path(file).exists(): return torch.from_numpy(np.load(file))
-    bank = torch.cat([to_uint8(render(c, res)) for c in u.split(chunk)])
-    if file:
-        with atomic(file) as f, open(f, "wb") as h: np.save(h, bank.numpy())
-    return bank
-
+# %% ../nbs/09_losses.ipynb #3ebcfcbb
 def augment(
     img:Tensor, # (B,3,H,W)
     generator:torch.Generator, # source of the draw
@@ -468,7 +441,7 @@ def bank_batch(
     "The batch of a step: a function of the step."
     g = generator(1_000_003*seed + step)
     idx = torch.randint(len(bank), (batch,), generator=g)
-    return idx, augment(from_uint8(bank[idx]), g)
+    return idx, augment(from_bytes(bank[idx]), g)
 
 # %% ../nbs/09_losses.ipynb #adc411c2
 def fit_attributes(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['BETAS', 'mse', 'psnr', 'gaussian', 'windowed', 'ssim_parts', 'num_scales', 'ms_ssim', 'moments', 'frechet', 'covered',
-           'precision_recall', 'counterfactual', 'edit_error', 'leak', 'lec', 'bootstrap']
+           'precision_recall', 'linear_probe', 'counterfactual', 'edit_error', 'leak', 'lec', 'bootstrap']
 
-# %% ../nbs/19_metrics.ipynb #d4c54fba
+# %% ../nbs/19_metrics.ipynb #0360d9ef
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .core import generator
-from .edit import edit, strength_for
+from .edit import edit, ridge_fit, strength_for
 from .sdfaces import FACTORS, render, with_factor
 
 # %% ../nbs/19_metrics.ipynb #3932cbd7
@@ -122,6 +122,19 @@ def precision_recall(
 )->tuple: # precision, recall
     "Are fakes among the real, are the real among the fakes? (Kynkäänniemi et al. 2019)"
     return covered(fake, real, k), covered(real, fake, k)
+
+# %% ../nbs/19_metrics.ipynb #c7a7480b
+def linear_probe(
+    w:Tensor, # codes (N,D)
+    y:Tensor, # what is seen in their images (N,F)
+    train:float=.8, # share of the rows that is fitted
+    ridge:float=1e-3, # regularisation, as a share of the codes' mean variance
+)->tuple: # predictions and truth of the other rows, (M,F) each
+    "Read images off their codes by a linear map."
+    n = round(train*len(w))
+    mw, my = w[:n].mean(0), y[:n].mean(0)
+    d = ridge_fit((w[:n] - mw).double(), (y[:n] - my).double(), ridge)
+    return ((w[n:] - mw).double() @ d + my).to(y), y[n:]
 
 # %% ../nbs/19_metrics.ipynb #64754111
 def counterfactual(

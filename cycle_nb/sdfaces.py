@@ -8,13 +8,16 @@ __all__ = ['ATTRIBUTES', 'IDENTITY', 'SCENE', 'FACTORS', 'EXTRAS', 'ZOOM', 'SKIN
            'oval', 'bar', 'scene', 'tint', 'lit', 'paint_background', 'paint_back_hair', 'shirt', 'paint_torso',
            'paint_ears', 'paint_head', 'lens', 'paint_age', 'paint_nose', 'paint_mouth', 'paint_eyes', 'paint_brows',
            'paint_hair', 'paint_glasses', 'paint_hat', 'paint_freckles', 'paint_earrings', 'stripes', 'paint_scar',
-           'paint_paint', 'paint_print', 'render', 'sample_extras', 'out_of_domain']
+           'paint_paint', 'paint_print', 'render', 'render_bank', 'sample_extras', 'out_of_domain']
 
-# %% ../nbs/02_sdfaces.ipynb #eeb57525
+# %% ../nbs/02_sdfaces.ipynb #71b2e894
 import math
+from pathlib import Path
 from types import SimpleNamespace
+import numpy as np
 import torch
 from torch import Tensor
+from .core import atomic, to_bytes
 
 # %% ../nbs/02_sdfaces.ipynb #9432b8b6
 ATTRIBUTES = ['yaw', 'pitch', 'smile', 'mouth', 'age', 'glasses', 'gaze', 'light']
@@ -172,7 +175,7 @@ def lit(
     n = sum(v*v for v in normal).clamp_min(1e-8).rsqrt()
     return low + (high - low)*torch.relu(sum(a*b for a, b in zip(l, normal))*n/1.0966)[:, None]
 
-# %% ../nbs/02_sdfaces.ipynb #c895e05f
+# %% ../nbs/02_sdfaces.ipynb #ffcdd473
 def paint_background(s, img):
     "A wall lit from the light's side."
     f = s.f
@@ -183,7 +186,7 @@ def paint_back_hair(s, img):
     "Hair behind the head and on the shoulders."
     f, (a, b, _) = s.f, s.axes
     w = a + .05 + .05*f['hair_volume'] + .03*f['hair_length']
-    end = .08 + .42*f['hair_length']
+    end = .25 + .25*f['hair_length']
     x, y = s.x - s.cx + .05*f['yaw'], s.y - s.cy
     side = x.abs() - w*(1 - .10*(-y - .1).clamp(0, 1))
     tips = (-y - end - .12) + 3*(x.abs() - .8*w).clamp_min(0)**2
@@ -223,7 +226,7 @@ def paint_head(s, img):
     cheek = torch.exp(-((s.X.abs() - .24)**2 + (s.Y + .16)**2)/.010)*blush
     over(img, s.skin*tint(s, 1., .60, .55), cheek*s.face)
 
-# %% ../nbs/02_sdfaces.ipynb #55e07c17
+# %% ../nbs/02_sdfaces.ipynb #21ee10f2
 def lens(
     y:Tensor, # height above the middle line, (B,H,W)
     above:Tensor, below:Tensor, # extent to either side
@@ -261,7 +264,7 @@ def paint_nose(s, img):
 def paint_mouth(s, img):
     "Lips around an opening; the corners rise with the smile."
     f, X, Y = s.f, s.X, s.Y
-    half, lip = .150 + .030*f['smile'], .026 + .016*f['lips']
+    half, lip = .150 + .030*f['smile'], .031 + .026*f['lips']
     gap = .065*(1 + f['mouth'])
     v = (X/half).clamp(-1.2, 1.2)
     mid = Y + .285 + s.drop/2 - .105*f['smile']*(v*v - .40)
@@ -276,7 +279,7 @@ def paint_mouth(s, img):
     seam = torch.exp(-(mid/.012)**2)*cover(side, .03)*(1 - (gap/.03).clamp(0, 1))
     over(img, s.skin*.28, .8*seam*s.face)
 
-# %% ../nbs/02_sdfaces.ipynb #915ec3ce
+# %% ../nbs/02_sdfaces.ipynb #545a3b2d
 def paint_eyes(s, img):
     "White, iris, pupil, glint and the upper lid."
     f, Y = s.f, s.Y - .07
@@ -302,9 +305,9 @@ def paint_brows(s, img):
     "Brows: the factor makes them heavier, lower and more tilted."
     f = s.f
     x = s.X.abs() - s.eye - .01
-    arch = s.Y - .175 + .030*f['brow'] + .9*(x - .02)**2 - .22*f['brow']*x
-    shape = bar(x, arch, .072 + .012*f['brow'], .022 + .015*f['brow'])
-    over(img, s.hair*.5, .95*cover(shape, s.px)*s.face)
+    arch = s.Y - .175 + .036*f['brow'] + .9*(x - .02)**2 - .30*f['brow']*x
+    shape = bar(x, arch, .072 + .012*f['brow'], .025 + .018*f['brow'])
+    over(img, torch.minimum(s.hair, s.skin)*.5, .95*cover(shape, s.px)*s.face)
 
 # %% ../nbs/02_sdfaces.ipynb #6e83083b
 def paint_hair(s, img):
@@ -418,6 +421,22 @@ def render(
         raise ValueError(f'render needs factors of shape (n,{len(FACTORS)}), got {tuple(u.shape)}')
     e = [None]*len(u) if extras is None else extras.split(chunk)
     return torch.cat([_paint(p, res, q) for p, q in zip(u.split(chunk), e)])*2 - 1
+
+# %% ../nbs/02_sdfaces.ipynb #8eed40ff
+def render_bank(
+    u:Tensor, # factors (n,F)
+    res:int=64, # side (pixels)
+    file=None, # keep them here (.npy), read them from here the next time
+    chunk:int=256, # faces at a time
+)->Tensor: # (n,3,res,res) uint8
+    "Draw many faces once; a quarter of the memory of float32, or none with a file."
+    if file is None: return torch.cat([to_bytes(render(c, res)) for c in u.split(chunk)])
+    if not Path(file).exists():
+        with atomic(file) as part:
+            out = np.lib.format.open_memmap(part, 'w+', np.uint8, (len(u), 3, res, res))
+            for i in range(0, len(u), chunk): out[i:i + chunk] = to_bytes(render(u[i:i + chunk], res)).cpu()
+            out.flush()
+    return torch.from_numpy(np.load(file, mmap_mode='c'))
 
 # %% ../nbs/02_sdfaces.ipynb #62f7cc65
 def sample_extras(

@@ -4,9 +4,9 @@ import pytest, torch
 import torch.nn.functional as F
 from cycle_nb.core import InputError, generator
 from cycle_nb.losses import (Attributes, FeatureNet, Identity, Perceptual, angular_margin, auc, blur, calibrate, descend,
-    distorted_pairs, identity_factors, load_net, load_nets, r2, rank_correlation, reconstruction_parts, render_bank,
+    distorted_pairs, identity_factors, load_net, load_nets, r2, rank_correlation, reconstruction_parts,
     save_net, train_nets, verification, weighted, DISTORTIONS, fit_attributes)
-from cycle_nb.sdfaces import FACTORS, IDENTITY, sample_factors
+from cycle_nb.sdfaces import render_bank, FACTORS, IDENTITY, sample_factors
 
 BODY = dict(widths=(8, 8, 12, 12, 16), depth=(1, 2, 1, 1, 1))
 

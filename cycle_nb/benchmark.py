@@ -143,7 +143,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed, threshold=THRESHOLD)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #799adbfb
+# %% ../nbs/22_benchmark.ipynb #c79be4e9
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -185,6 +185,7 @@ def measure_quality(
 )->list: # rows: set, image, method, and all measures
     "Every method on the same faces; go on where an earlier run stopped."
     b, rows, start = load_bundle(bundle), [], time.time()
+    changes = {k: v for k, v in CHANGES.items() if k in b.directions}
     for kind, n in (('in', images), ('out', outside)):
         u, extras, img = faces_of(kind, n, b.generator.resolution) if n else (None, None, [])
         for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
@@ -193,7 +194,8 @@ def measure_quality(
             part = part_of(work, 'quality', tag, cut)
             if not part.exists():
                 e = None if extras is None else extras[cut]
-                found = judge(img[cut], u[cut], e, *inverted(img[cut], b, method, **settings), b)
+                found = judge(img[cut], u[cut], e, *inverted(img[cut], b, method, **settings),
+                              b, changes)
                 write_json([dict(set=kind, image=i + k, method=method) | r for k, r in enumerate(found)], part)
             rows += read_json(part)
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')

@@ -208,6 +208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cycle_nb.gan.sample_codes': ('gan.html#sample_codes', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.sample_sheet': ('gan.html#sample_sheet', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.save_checkpoint': ('gan.html#save_checkpoint', 'cycle_nb/gan.py'),
+                              'cycle_nb.gan.shaken': ('gan.html#shaken', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.taught': ('gan.html#taught', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.train_generator': ('gan.html#train_generator', 'cycle_nb/gan.py'),
                               'cycle_nb.gan.train_growing': ('gan.html#train_growing', 'cycle_nb/gan.py'),

@@ -6,7 +6,7 @@
 __all__ = ['g_loss', 'd_loss', 'r1_penalty', 'minibatch_std', 'ResBlock', 'Discriminator', 'path_lengths', 'lazy_adam',
            'mix_codes', 'sample_codes', 'update_ema', 'ema_decay', 'image_bank', 'bank_batches', 'GanTrainer',
            'sample_sheet', 'report', 'save_checkpoint', 'train_generator', 'centred', 'grown', 'train_growing',
-           'taught', 'edges', 'warm_cosine', 'Distiller', 'distil', 'film']
+           'taught', 'edges', 'shaken', 'warm_cosine', 'Distiller', 'distil', 'film']
 
 # %% ../nbs/06_gan.ipynb #1aafdb69
 import copy, json, math, time
@@ -386,7 +386,7 @@ def train_growing(
         ema = train_generator(real, G, D, images, out=Path(out)/str(res), seed=seed, **kwargs)
     return ema
 
-# %% ../nbs/06_gan.ipynb #7afe3626
+# %% ../nbs/06_gan.ipynb #2f38202a
 def taught(
     z:Tensor, # noise (B,Z), Z at least the number of factors
     res:int, # resolution of the drawing
@@ -400,6 +400,18 @@ def edges(
 )->Tensor: # scalar
     "Mean absolute difference of neighbouring pixels (the gradient difference loss, Mathieu et al. 2016)."
     return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
+
+def shaken(
+    a:Tensor, # (B,3,H,W)
+    b:Tensor, # (B,3,H,W)
+    rng:torch.Generator, # of the draw
+    most:int=4, # pixels of the shift
+)->tuple: # both, changed alike
+    "One random flip, shift and order of colours for both: what looks alike must look alike always (E-LPIPS, Kettunen et al. 2019)."
+    shift, flip = torch.randint(-most, most + 1, (2,), generator=rng).tolist(), torch.rand((), generator=rng) < .5
+    order = torch.randperm(3, generator=rng)
+    shake = lambda x: (x.flip(3) if flip else x)[:, order].roll(shift, (2, 3))
+    return shake(a), shake(b)
 
 def warm_cosine(
     step:int,
@@ -433,7 +445,7 @@ class Distiller:
         want = taught(z, self.G.resolution).to(self.G.w_avg)
         w = self.G.mapping(z.to(self.G.w_avg), track=True)
         with autocast(w): got = self.G.synthesis(self.G.broadcast(w), 'none').float()
-        l1, lpips = (got - want).abs().mean(), self.distance(got, want).mean()
+        l1, lpips = (got - want).abs().mean(), self.distance(*shaken(got, want, self.rng)).mean()
         steep = edges(got - want)
         self.opt.zero_grad()
         (l1 + lpips + steep).backward()

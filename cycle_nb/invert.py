@@ -764,8 +764,9 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #00e1cef7
-HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 10_000, 4e-3)]
+# %% ../nbs/20_invert.ipynb #dbf0756c
+HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 9500, 4e-3),
+        (64, 9000, 4e-3)]
 NETS = dict(steps=7000, id_steps=3000)
 PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
     sdfaces64=dict(bank=50_000, generator=HEAD, nets=NETS, encoder=dict(sched=SDFACES64),

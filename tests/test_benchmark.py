@@ -28,7 +28,7 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle', 'wplus+tune'}
 
 def test_nonsense_is_one_line(bundle, tmp_path):
-    for words in (['--methods', 'cycel'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):
+    for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):
         r = cli('benchmark', 'quality', *words, '--bundle', bundle, '--out', tmp_path/'r.json')
         assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr, r.stderr
     assert not (tmp_path/'r.json').exists()

@@ -112,6 +112,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cycle_nb.edit.leakage': ('edit.html#leakage', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.load_directions': ('edit.html#load_directions', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.logistic_fit': ('edit.html#logistic_fit', 'cycle_nb/edit.py'),
+                               'cycle_nb.edit.measure_directions': ('edit.html#measure_directions', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.normalise': ('edit.html#normalise', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.orthogonal_to': ('edit.html#orthogonal_to', 'cycle_nb/edit.py'),
                                'cycle_nb.edit.pca_directions': ('edit.html#pca_directions', 'cycle_nb/edit.py'),

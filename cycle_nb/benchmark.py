@@ -338,7 +338,7 @@ def rounded(
     "Four digits are enough for a record."
     return {k: rounded(v) for k, v in x.items()} if isinstance(x, dict) else round(x, 4)
 
-# %% ../nbs/22_benchmark.ipynb #98523664
+# %% ../nbs/22_benchmark.ipynb #a3f073b2
 def options(
     p, # argparse parser
 ):
@@ -367,7 +367,9 @@ def road_record(a)->dict:
 
 def generator_record(a)->dict:
     "The generator's figures, printed."
-    found = measure_generator(load_bundle(a.bundle, a.device), 5000 if a.images is None else a.images, a.seed)
+    images = 5000 if a.images is None else a.images
+    if images < 50: raise InputError(f'--images {images}: nearest neighbours need at least 50 faces')
+    found = measure_generator(load_bundle(a.bundle, a.device), images, a.seed)
     return dict(bundle=a.bundle, seed=a.seed) | printed(found)
 
 def printed(found:dict)->dict:

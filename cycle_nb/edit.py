@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['edit', 'read_codes', 'find_direction', 'ridge_fit', 'logistic_fit', 'orthogonal_to', 'response', 'normalise',
-           'leakage', 'in_layers', 'train_directions', 'save_directions', 'load_directions', 'pca_directions',
-           'style_weights', 'closed_form_directions', 'strength_for', 'bracket']
+           'leakage', 'in_layers', 'train_directions', 'measure_directions', 'save_directions', 'load_directions',
+           'pca_directions', 'style_weights', 'closed_form_directions', 'strength_for', 'bracket']
 
 # %% ../nbs/18_edit.ipynb #3a92756e
 import torch
@@ -144,7 +144,7 @@ def in_layers(
     d[list(layers)] = direction
     return d
 
-# %% ../nbs/18_edit.ipynb #928e5f5f
+# %% ../nbs/18_edit.ipynb #9ad14517
 def train_directions(
     G, # generator
     attributes, # regressor, has `names`
@@ -164,6 +164,25 @@ def train_directions(
         parts = [unit(in_layers(best, r, L)) for r in (range(L//5, 4*L//5), range(2*L//5, L))]
         found[name] = min([best, *parts], key=leak)
     return found
+
+def measure_directions(
+    directions:dict, # name -> (D,) or (L,D)
+    G, # generator
+    attributes, # regressor, has `names`
+    n:int=60, # faces they are tried on, none of them used for the fit
+    seed:int=990, # of the faces
+)->dict: # name -> how far strength 1 moves its factor, what else moves, in which layers
+    "In standard deviations: what was asked, and what came with it."
+    wp = G.broadcast(sample_w(G, n, seed + 1))
+    sigma = read_codes(G, attributes, G.broadcast(sample_w(G, 400, seed + 2))).std(0)
+    out = {}
+    for name, d in directions.items():
+        k = attributes.names.index(name)
+        moves = (response(d, G, attributes, wp)/sigma)[k]
+        leaks = leakage(d, G, attributes, name, wp, sigma)
+        layers = [i for i in range(len(d)) if d[i].any()] if d.ndim == 2 else 'all'
+        out[name] = dict(moves=round(float(moves), 3), leaks=round(float(leaks), 3), layers=layers)
+    return out
 
 def save_directions(
     directions:dict, # name -> (D,) or (L,D)

@@ -12,7 +12,7 @@ __all__ = ['ENCODERS', 'THRESHOLD', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS'
            'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
            'add_road', 'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #d6aa44f9
+# %% ../nbs/20_invert.ipynb #fcea587d
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,8 @@ from .schedule import SDFACES64, shorten
 from .cycle import train_cycle
 from .refine import refine as refine_pivot
 from .tune import Tuned, tune as tune_generator
-from .edit import edit as move, load_directions, save_directions, train_directions
+from .edit import (edit as move, load_directions, measure_directions, save_directions,
+    train_directions)
 
 # %% ../nbs/20_invert.ipynb #18901bde
 ENCODERS = {'w': 'W', 'wplus': 'W+', 'cycle': 'cycle', 'w_long': 'W, as many steps'}   # by file
@@ -764,12 +765,13 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #dbf0756c
+# %% ../nbs/20_invert.ipynb #e9882510
 HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 9500, 4e-3),
         (64, 9000, 4e-3)]
 NETS = dict(steps=7000, id_steps=3000)
 PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
-    sdfaces64=dict(bank=50_000, generator=HEAD, nets=NETS, encoder=dict(sched=SDFACES64),
+    sdfaces64=dict(bank=50_000, generator=HEAD, nets=NETS,
+                   encoder=dict(sched=shorten(4000, SDFACES64)),
                    directions={}),
     sdfaces128=dict(bank=50_000, generator=[*HEAD, (128, 10_000, 3e-3)], nets=NETS,
                     encoder=dict(sched=shorten(12_000, SDFACES64, 11)), directions={}),
@@ -813,7 +815,8 @@ def do_directions(a, p):
     b, facts = Bundle(a.out, a.device), p['directions']
     found = train_directions(b.generator, b.attributes, seed=a.seed, **facts)
     card = make_card('directions', seed=a.seed, preset=a.preset, steps=0,
-                     data='codes of the generator', **facts)
+                     data='codes of the generator', **facts,
+                     figures=measure_directions(found, b.generator, b.attributes))
     save_directions(found, a.out/'directions.safetensors', card)
 
 TRAIN = dict(nets=do_nets, generator=do_generator, encoder=do_encoder, directions=do_directions)

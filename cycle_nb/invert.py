@@ -38,9 +38,9 @@ from .tune import Tuned, tune as tune_generator
 from .edit import (edit as move, load_directions, measure_directions, save_directions,
     train_directions)
 
-# %% ../nbs/20_invert.ipynb #18901bde
+# %% ../nbs/20_invert.ipynb #56e20ac3
 ENCODERS = {'w': 'W', 'wplus': 'W+', 'cycle': 'cycle', 'w_long': 'W, as many steps'}   # by file
-THRESHOLD = .02     # tuning of an image ends at this perceptual distance
+THRESHOLD = .005    # tuning of an image ends at this perceptual distance
 
 class Bundle:
     "A generator with its encoders, feature networks and directions, each loaded when first used."
@@ -833,7 +833,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #fb431df9
+# %% ../nbs/20_invert.ipynb #d6395422
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -877,7 +877,7 @@ def add_demo(sub):
     p.add_argument('files', nargs='*', metavar='FILES', help='more images or folders')
     p.add_argument('--out', default='out/demo', help='folder for the results (default out/demo)')
     p.set_defaults(run=run_demo)
-    add_road(p, tune=60)
+    add_road(p, tune=100)
 
 def add_invert(sub):
     "`invert` and its options."

@@ -9,7 +9,7 @@ from cycle_nb.losses import Identity, Perceptual
 from cycle_nb.project import project, ramp
 from cycle_nb.refine import companions, refine, refine_code
 from cycle_nb.stylegan2 import Generator
-from cycle_nb.tune import Tuned, anchor, draw, stacked, tune
+from cycle_nb.tune import PRESETS, Tuned, anchor, draw, stacked, tune
 
 class Smooth(nn.Module):
     "A perceptual distance in float32 all through: two fixed convolutions."
@@ -57,7 +57,7 @@ def test_tune_is_the_equations(world, near):
     G, P, img, wp = world
     seen = []
     total = lambda p: p["lpips"] + p["l2"] + .1*(p.get("near_l2", 0*p["l2"]) + p.get("near_lpips", 0*p["l2"]))
-    t = tune(img, wp, G, P, steps=10, lr=1e-2, threshold=0., near=near, seed=3,
+    t = tune(img, wp, G, P, steps=10, preset="paper", lr=1e-2, threshold=0., near=near, seed=3,
              on_step=lambda s, live, p: seen.append(total(p)))
     seen = torch.stack(seen)
     for i in range(2):
@@ -67,6 +67,14 @@ def test_tune_is_the_equations(world, near):
         want = T.synthesis(wp[i:i+1])
         assert torch.allclose(t.synthesis(G, wp)[i:i+1], want, atol=1e-4)
         assert torch.allclose(t.generator(G, i).synthesis(wp[i:i+1]), want, atol=1e-4)
+
+def test_paper_preset_is_the_published_rate_and_weights(world):
+    G, P, img, wp = world
+    assert PRESETS["paper"] == dict(lr=3e-4, lambdas=dict(lpips=1., l2=1., near_l2=.1, near_lpips=.1))
+    t = tune(img[:1], wp[:1], G, P, steps=10, preset="paper", threshold=0., seed=3)
+    T, _ = plain_tuning(G, P, img[:1], wp[:1], 10, 3e-4, 3)
+    with torch.no_grad(): assert (t.synthesis(G, wp[:1]) - T.synthesis(wp[:1])).abs().max() < 1e-5
+    with pytest.raises(InputError, match="'papre'.*paper"): tune(img, wp, G, P, preset="papre")
 
 def test_anchor_lies_alpha_away(world):
     G, _, _, wp = world

@@ -29,6 +29,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.run': ('benchmark.html#run', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.seen_in': ('benchmark.html#seen_in', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.summary': ('benchmark.html#summary', 'cycle_nb/benchmark.py'),
+                                    'cycle_nb.benchmark.tradeoff': ('benchmark.html#tradeoff', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.verdicts': ('benchmark.html#verdicts', 'cycle_nb/benchmark.py')},
             'cycle_nb.core': { 'cycle_nb.core.InputError': ('core.html#inputerror', 'cycle_nb/core.py'),
                                'cycle_nb.core._alive': ('core.html#_alive', 'cycle_nb/core.py'),

@@ -386,7 +386,7 @@ def train_growing(
         ema = train_generator(real, G, D, images, out=Path(out)/str(res), seed=seed, **kwargs)
     return ema
 
-# %% ../nbs/06_gan.ipynb #2f38202a
+# %% ../nbs/06_gan.ipynb #70aa869e
 def taught(
     z:Tensor, # noise (B,Z), Z at least the number of factors
     res:int, # resolution of the drawing
@@ -398,7 +398,7 @@ def taught(
 def edges(
     x:Tensor, # (B,C,H,W)
 )->Tensor: # scalar
-    "Mean absolute difference of neighbouring pixels (the gradient difference loss, Mathieu et al. 2016)."
+    "Mean absolute difference of neighbouring pixels (gradient difference, Mathieu et al. 2016)."
     return x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
 
 def shaken(
@@ -407,9 +407,9 @@ def shaken(
     rng:torch.Generator, # of the draw
     most:int=4, # pixels of the shift
 )->tuple: # both, changed alike
-    "One random flip, shift and order of colours for both: what looks alike must look alike always (E-LPIPS, Kettunen et al. 2019)."
-    shift, flip = torch.randint(-most, most + 1, (2,), generator=rng).tolist(), torch.rand((), generator=rng) < .5
-    order = torch.randperm(3, generator=rng)
+    "One random flip, shift and order of colours for both (E-LPIPS, Kettunen et al. 2019)."
+    shift = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
+    flip, order = torch.rand((), generator=rng) < .5, torch.randperm(3, generator=rng)
     shake = lambda x: (x.flip(3) if flip else x)[:, order].roll(shift, (2, 3))
     return shake(a), shake(b)
 

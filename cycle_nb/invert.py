@@ -12,7 +12,7 @@ __all__ = ['ENCODERS', 'THRESHOLD', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS'
            'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
            'add_road', 'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #fcea587d
+# %% ../nbs/20_invert.ipynb #d36e8769
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors.torch import load_file, save
-from .core import (InputError, from_bytes, generator, make_card, package_dir, pick_device, pretrained,
-    read_json, save_image, seed_all, to_bytes, to_pil, to_tensor, write_json)
+from .core import (InputError, from_bytes, generator, make_card, package_dir, pick_device,
+    pretrained, read_json, save_image, seed_all, to_bytes, to_pil, to_tensor, write_json)
 from .vis import labelled
 from .sdfaces import EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
 from .images import image_paths, load_images

@@ -422,7 +422,7 @@ def render(
     e = [None]*len(u) if extras is None else extras.split(chunk)
     return torch.cat([_paint(p, res, q) for p, q in zip(u.split(chunk), e)])*2 - 1
 
-# %% ../nbs/02_sdfaces.ipynb #8eed40ff
+# %% ../nbs/02_sdfaces.ipynb #b0ab7063
 def render_bank(
     u:Tensor, # factors (n,F)
     res:int=64, # side (pixels)
@@ -434,7 +434,8 @@ def render_bank(
     if not Path(file).exists():
         with atomic(file) as part:
             out = np.lib.format.open_memmap(part, 'w+', np.uint8, (len(u), 3, res, res))
-            for i in range(0, len(u), chunk): out[i:i + chunk] = to_bytes(render(u[i:i + chunk], res)).cpu()
+            for i in range(0, len(u), chunk):
+                out[i:i + chunk] = to_bytes(render(u[i:i + chunk], res)).cpu()
             out.flush()
     return torch.from_numpy(np.load(file, mmap_mode='c'))
 

@@ -97,9 +97,12 @@ def nbdev(what, *args):
 
 
 def build(name, src):
-    "Text to notebook, exported."
+    "Text to notebook, exported; a cell whose source has not changed keeps its output."
     import jupytext
+    from jupytext.combine import combine_inputs_with_outputs
     nb = jupytext.read(src/f'{name}.py', fmt='py:percent')
+    if (NBS/f'{name}.ipynb').exists():
+        nb = combine_inputs_with_outputs(nb, nbformat.read(NBS/f'{name}.ipynb', 4), 'py:percent')
     nb.metadata = nbformat.from_dict({})
     write(stable_ids(nb), NBS/f'{name}.ipynb')
     nbdev('export')

@@ -417,7 +417,7 @@ def run(
     print(f'record: {out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #3c2cf398
+# %% ../nbs/22_benchmark.ipynb #40840838
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
@@ -430,6 +430,7 @@ def tradeoff(
         a, b = m[x], m[y]
         arms = [[[v['mean'] - v['low']], [v['high'] - v['mean']]] for v in (a, b)]
         mark = 'o' if 'tune' not in name else 's'
-        ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, ms=5, lw=.8, c=f'C{k % 10}', label=name)
+        look = dict(ms=5, lw=.8, c=f'C{k % 10}', label=name)
+        ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, **look)
     ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     return ax

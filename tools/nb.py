@@ -106,6 +106,7 @@ def build(name, src):
     nb.metadata = nbformat.from_dict({})
     write(stable_ids(nb), NBS/f'{name}.ipynb')
     nbdev('export')
+    nbdev('clean')
 
 
 def readme():

@@ -68,7 +68,7 @@ def shrink(nb):
 def is_bar(out):
     "Whether an output is what a progress bar leaves."
     html = ''.join(out.get('data', {}).get('text/html', 'x'))
-    return not html.strip() or '<progress' in html
+    return not html.strip() or '<progress' in html or 'table.fastprogress' in html
 
 
 def execute(path, timeout=600):

@@ -765,7 +765,7 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #e9882510
+# %% ../nbs/20_invert.ipynb #3c4ca911
 HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 9500, 4e-3),
         (64, 9000, 4e-3)]
 NETS = dict(steps=7000, id_steps=3000)
@@ -779,7 +779,7 @@ PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
               nets=dict(steps=3, id_steps=3, images=64, persons=8, each=4, batch=8, pairs=8,
                         held=32),
               encoder=dict(sched=shorten(40, SDFACES64), batch=4),
-              directions=dict(n=64, names=['smile', 'yaw'])))
+              directions=dict(n=64, names=['smile', 'yaw'], ridges=(1.,))))
 
 def _bank(a, p):
     "The training images, drawn once."

@@ -324,7 +324,7 @@ def distorted_pairs(
     kind = torch.arange(len(DISTORTIONS) + 1).repeat_interleave(n)
     return torch.cat(a), torch.cat(b), torch.cat(sev), kind
 
-# %% ../nbs/09_losses.ipynb #a8e5d7d1
+# %% ../nbs/09_losses.ipynb #1d6657cf
 @torch.no_grad()
 def channel_differences(
     net:Perceptual, # its features are compared
@@ -362,9 +362,11 @@ def calibrate(
     a, b, sev, _ = distorted_pairs(pairs, net.body.res, seed)
     x, sizes = channel_differences(net, a, b).double(), [len(p) for p in net.weights]
     equal = torch.cat([torch.full((c,), 1/(c*len(sizes))) for c in sizes]).double()
-    unit = x.mean(0).clamp(min=1e-12)  # in these units every channel matters the same
+    unit = x.mean(0)  # in these units every channel matters the same
+    dead = unit < 1e-3*unit.mean()  # hardly differs at all: no weight
+    unit = unit.masked_fill(dead, 1.)
     w = nonnegative_fit(x/unit, scale*sev.double(), equal*scale*float(sev.mean()), ridge)/unit
-    for p, v in zip(net.weights, w.float().split(sizes)): p.data.copy_(v)
+    for p, v in zip(net.weights, w.masked_fill(dead, 0).float().split(sizes)): p.data.copy_(v)
     return net
 
 # %% ../nbs/09_losses.ipynb #a0d7f471

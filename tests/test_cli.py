@@ -1,6 +1,7 @@
 "The command as a user meets it: real processes, real files, an untrained bundle."
 import shutil, signal, subprocess, time
 import pytest, torch
+from safetensors.torch import load_file
 from PIL import Image
 from cycle_nb.core import read_image, read_json, to_tensor
 from cycle_nb.invert import Inversion, invert, load_bundle, main, samples, unique_names
@@ -18,6 +19,21 @@ def test_help_everywhere(capsys):
         with pytest.raises(SystemExit) as e: main([*words, '--help'])
         text = capsys.readouterr().out
         assert e.value.code == 0 and '--seed' in text or words == ['train'], (words, text)
+
+def test_the_whole_set_trains_from_nothing(tmp_path, monkeypatch):
+    "Every part in order, a minute of it; a second call goes on or says that it must be asked to."
+    monkeypatch.chdir(tmp_path)
+    for part in ('nets', 'generator', 'encoder', 'directions'):
+        assert main(['train', part, '--preset', 'tiny', '--out', 'all']) == 0, part
+    files = sorted(tmp_path.glob('all/*.safetensors'))
+    assert [f.stem for f in files] == sorted(['perceptual', 'identity', 'attributes', 'generator', 'w', 'wplus', 'cycle', 'w_long', 'directions'])
+    for f in files:
+        assert all(t.isfinite().all() for t in load_file(f).values()), f.name
+        assert {'command', 'seed', 'steps', 'data', 'commit', 'figures'} - {'figures'} <= set(read_json(f.with_suffix('.json'))), f.name
+    before = files[0].stat().st_mtime_ns
+    assert main(['train', 'nets', '--preset', 'tiny', '--out', 'all']) == 2 and files[0].stat().st_mtime_ns == before
+    out = invert(render(torch.zeros(1, 24)), 'all', refine=1, tune=2)
+    assert out.img.isfinite().all() and out.img.shape == (1, 3, 64, 64)
 
 def test_invert_files_and_folder(bundle, faces, tmp_path):
     odd = tmp_path/'näme with späces — 顔.jpg'

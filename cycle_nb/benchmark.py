@@ -205,7 +205,7 @@ def measure_quality(
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #4a138da0
+# %% ../nbs/22_benchmark.ipynb #c37ea1da
 AXES = 'mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'spread'
 
 def axis(
@@ -252,7 +252,7 @@ def quality_table(
     cell = lambda v: f"{v['mean']:.4f} ±{(v['high'] - v['low'])/2:.4f}"
     line, lines = lambda cells: f"| {' | '.join(cells)} |", []
     for kind, methods in s.items():
-        lines += ['', f'{kind} of the domain', '', line(['method', *AXES])]
+        lines += ['', f'{kind}side the domain', '', line(['method', *AXES])]
         lines += [line(['---']*(len(AXES) + 1))]
         lines += [line([m, *(cell(v[a]) for a in AXES)]) for m, v in methods.items()]
     return '\n'.join(lines)

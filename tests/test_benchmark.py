@@ -14,7 +14,7 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     whole, cut = tmp_path/'whole.json', tmp_path/'cut.json'
     r = cli(*args, '--work', tmp_path/'a', '--out', whole)
     assert r.returncode == 0, r.stderr
-    assert '| cycle |' in r.stdout and 'out of the domain' in r.stdout
+    assert '| cycle |' in r.stdout and 'outside the domain' in r.stdout
     p = subprocess.Popen(command(*args, '--work', tmp_path/'b', '--out', cut), env=ENV, stdout=subprocess.DEVNULL)
     end = time.time() + 120
     while time.time() < end and p.poll() is None and not list((tmp_path/'b').rglob('0*.json')): time.sleep(.02)

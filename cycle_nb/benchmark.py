@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['PIVOTS', 'QUICK', 'CHANGES', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED', 'part_of', 'measure_road', 'column', 'interval',
-           'summary', 'as_table', 'parse_method', 'pivot', 'inverted', 'judge', 'faces_of', 'measure_quality', 'axis',
-           'quality_summary', 'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'seen_in', 'drawn',
-           'generated', 'measure_generator', 'rounded', 'options', 'road_record', 'generator_record', 'printed',
-           'quality_record', 'run', 'tradeoff']
+           'summary', 'markdown', 'as_table', 'parse_method', 'pivot', 'inverted', 'judge', 'faces_of',
+           'measure_quality', 'axis', 'grouped', 'quality_summary', 'verdicts', 'quality_table', 'measure_demo',
+           'measure_render', 'seen_in', 'drawn', 'generated', 'measure_generator', 'rounded', 'options', 'how_many',
+           'road_record', 'generator_record', 'printed', 'quality_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #706a57c5
+# %% ../nbs/22_benchmark.ipynb #a09badd6
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
-from .core import InputError, generator, make_card, read_json, write_json
 from torch import Tensor
+from .core import InputError, generator, make_card, read_json, write_json
 from .sdfaces import out_of_domain, render, sample_factors
 from .cycle import held_out
 from .project import project
@@ -25,7 +25,8 @@ from .losses import auc, r2
 from .vis import tradeoff_axes
 from .metrics import (bootstrap, edit_error, frechet, linear_probe, ms_ssim, mse,
     precision_recall, psnr)
-from .invert import MEASURES, THRESHOLD, load_bundle, walk
+from .invert import MEASURES, Truth, load_bundle, peak_memory, walk
+from .invert import add_common, count
 
 # %% ../nbs/22_benchmark.ipynb #726ae7fa
 def part_of(
@@ -60,7 +61,7 @@ def measure_road(
         say(f'{min(i + batch, images)} of {images} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #21b1c7bf
+# %% ../nbs/22_benchmark.ipynb #d6cfd9e9
 def column(
     rows:list, # of `measure_road`
     step:str, # of the road
@@ -83,19 +84,26 @@ def summary(
     gains = {f'{a} → {b}': change(a, b) for a, b in zip(names, names[1:])}
     return dict(steps=steps, gains=gains, falls=all(g['high'] < 0 for g in gains.values()))
 
+def markdown(
+    head:list, # titles of the columns
+    rows:list, # of cells, all text
+)->list: # lines
+    "A Markdown table."
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    return [line(head), line(['---']*len(head)), *map(line, rows)]
+
 def as_table(
     s:dict, # from `summary`
 )->str: # Markdown
     "The summary as a table, intervals in brackets."
     cell = lambda v: f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]"
-    line = lambda cells: f"| {' | '.join(cells)} |"
-    row = lambda k, v: line([k, *(cell(v[m]) for m in MEASURES), f"{v['seconds']['mean']:.2f}"])
-    head = [line(['step', *MEASURES, 's per face']), line(['---']*(len(MEASURES) + 2))]
+    row = lambda k, v: [k, *(cell(v[m]) for m in MEASURES), f"{v['seconds']['mean']:.2f}"]
+    rows = [row(k, v) for k, v in s['steps'].items()]
     gain = [f"{k}: perceptual distance {cell(v)}" for k, v in s['gains'].items()]
     last = f"falls at every step: {'yes' if s['falls'] else 'NO'}"
-    return '\n'.join([*head, *(row(k, v) for k, v in s['steps'].items()), '', *gain, last])
+    return '\n'.join([*markdown(['step', *MEASURES, 's per face'], rows), '', *gain, last])
 
-# %% ../nbs/22_benchmark.ipynb #aee82c85
+# %% ../nbs/22_benchmark.ipynb #eba144bd
 PIVOTS = {'opt-w': 'optimised in W', 'opt-wplus': 'optimised in W+', 'w': 'W encoder',
           'w_long': 'W encoder, as many steps', 'wplus': 'W+ encoder (e4e)',
           'cycle': 'cycle, stage 0', 'cycle-all': 'cycle, all offsets'}
@@ -141,28 +149,27 @@ def inverted(
     name, refines, tunes = parse_method(method)
     G, wp = bundle.generator, pivot(img, bundle, name, refines, seed)
     if not tunes: return wp, G.synthesis
-    own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed, threshold=THRESHOLD)
+    own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #cac40d5d
+# %% ../nbs/22_benchmark.ipynb #66387c71
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
-    u:Tensor, # their factors (B,F)
-    extras, # what they wear besides (B,E), or None
+    truth:Truth, # the factors behind them
     wp:Tensor, # codes (B,L,D)
     draw, # codes -> images
     bundle, # `Bundle`
     changes:dict=CHANGES, # factor -> true change
 )->list: # of B dicts
     "All measures of a batch."
-    out, nets = draw(wp).clamp(-1, 1), bundle
-    row = dict(mse=mse(out, img), psnr=psnr(out, img), perceptual=nets.perceptual(out, img),
-               ms_ssim=ms_ssim(out, img), identity=nets.identity.similarity(out, img),
+    out = draw(wp).clamp(-1, 1)
+    row = dict(mse=mse(out, img), psnr=psnr(out, img), perceptual=bundle.perceptual(out, img),
+               ms_ssim=ms_ssim(out, img), identity=bundle.identity.similarity(out, img),
                spread=spread(wp))
     for k, change in changes.items():
-        found = edit_error(wp, draw, bundle.direction(k), nets.attributes, u, k, change,
-                           extras=extras)
+        found = edit_error(wp, draw, bundle.direction(k), bundle.attributes, truth.u, k, change,
+                           extras=truth.extras)
         row |= {f'{k}/{part}': v for part, v in found.items()}
     return [dict(zip(row, map(float, values))) for values in zip(*row.values())]
 
@@ -170,11 +177,13 @@ def faces_of(
     kind:str, # 'in' or 'out' of the domain
     n:int,
     res:int, # pixels
-)->tuple: # factors, extras or None, images
+)->tuple: # images, `Truth`
     "Held-out faces: of the world the networks know, or wearing what they never saw."
-    if kind == 'out': return out_of_domain(n, res, generator(41_000))
+    if kind == 'out':
+        u, extras, img = out_of_domain(n, res, generator(41_000))
+        return img, Truth(u, extras)
     u = sample_factors(n, generator(40_000))
-    return u, None, render(u, res)
+    return render(u, res), Truth(u)
 
 def measure_quality(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -190,22 +199,22 @@ def measure_quality(
     b, rows, start = load_bundle(bundle), [], time.time()
     changes = {k: v for k, v in CHANGES.items() if k in b.directions}
     for kind, n in (('in', images), ('out', outside)):
-        u, extras, img = faces_of(kind, n, b.generator.resolution) if n else (None, None, [])
+        if not n: continue
+        img, truth = faces_of(kind, n, b.generator.resolution)
         for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
             cut = slice(i, min(i + batch, n))
-            tag = dict(bundle=b.folder.name, set=kind, method=method, batch=batch) | settings
-            part = part_of(work, 'quality', tag, cut)
+            tag = dict(bundle=b.folder.name, set=kind, images=n, method=method, batch=batch)
+            part = part_of(work, 'quality', tag | settings, cut)
             if not part.exists():
-                e = None if extras is None else extras[cut]
-                found = judge(img[cut], u[cut], e, *inverted(img[cut], b, method, **settings),
-                              b, changes)
+                pair = inverted(img[cut], b, method, **settings)
+                found = judge(img[cut], truth[cut], *pair, b, changes)
                 facts = [dict(set=kind, image=i + k, method=method) for k in range(len(found))]
                 write_json([f | r for f, r in zip(facts, found)], part)
             rows += read_json(part)
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #c37ea1da
+# %% ../nbs/22_benchmark.ipynb #99b55610
 AXES = 'mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'spread'
 
 def axis(
@@ -217,14 +226,20 @@ def axis(
     keys = [k for k in rows[0] if k == name or k.endswith(f'/{part}')]
     return torch.tensor([[r[k] for k in keys] for r in rows]).mean(1)
 
+def grouped(
+    rows:list, # of `measure_quality`
+)->dict: # set -> method -> rows
+    "The rows, sorted out."
+    groups = {}
+    for r in rows: groups.setdefault(r['set'], {}).setdefault(r['method'], []).append(r)
+    return groups
+
 def quality_summary(
     rows:list, # of `measure_quality`
 )->dict: # set -> method -> axis -> mean, low, high
     "Means with their intervals."
-    groups = {}
-    for r in rows: groups.setdefault(r['set'], {}).setdefault(r['method'], []).append(r)
     return {s: {m: {a: interval(axis(rs, a)) for a in AXES} for m, rs in ms.items()}
-            for s, ms in groups.items()}
+            for s, ms in grouped(rows).items()}
 
 CLAIMS = [('cycle', 'w_long', 'perceptual'), ('cycle', 'w_long', 'mse'), ('cycle', 'wplus', 'edit'),
           ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+refine', 'cycle', 'perceptual'),
@@ -235,12 +250,11 @@ def verdicts(
     claims=CLAIMS, # (a, b, axis): a is said to have less of it than b
 )->list: # of dicts: set, claim, difference with its interval, holds
     "What the paper says, face by face; what was not measured is left out."
-    out, of = [], {}
-    for r in rows: of.setdefault((r['set'], r['method']), []).append(r)
-    for s in dict.fromkeys(r['set'] for r in rows):
+    out = []
+    for s, of in grouped(rows).items():
         for a, b, x in claims:
-            if (s, a) not in of or (s, b) not in of: continue
-            d = interval(axis(of[s, a], x) - axis(of[s, b], x))
+            if a not in of or b not in of: continue
+            d = interval(axis(of[a], x) - axis(of[b], x))
             says = 'holds' if d['high'] < 0 else 'fails' if d['low'] > 0 else 'open'
             out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d | dict(verdict=says))
     return out
@@ -250,27 +264,24 @@ def quality_table(
 )->str: # Markdown
     "One table per set."
     cell = lambda v: f"{v['mean']:.4f} ±{(v['high'] - v['low'])/2:.4f}"
-    line, lines = lambda cells: f"| {' | '.join(cells)} |", []
+    lines = []
     for kind, methods in s.items():
-        lines += ['', f'{kind}side the domain', '', line(['method', *AXES])]
-        lines += [line(['---']*(len(AXES) + 1))]
-        lines += [line([m, *(cell(v[a]) for a in AXES)]) for m, v in methods.items()]
+        rows = [[m, *(cell(v[a]) for a in AXES)] for m, v in methods.items()]
+        lines += ['', f'{kind}side the domain', '', *markdown(['method', *AXES], rows)]
     return '\n'.join(lines)
 
-# %% ../nbs/22_benchmark.ipynb #ba32bf16
+# %% ../nbs/22_benchmark.ipynb #81a5384d
 def measure_demo(
     out=None, # folder for the demo's results; None: a temporary one
 )->dict: # seconds, peak_memory_mb, code
     "Run `cycle-nb demo` in a process of its own; wall time and the most memory it held."
-    import resource
     with tempfile.TemporaryDirectory() as tmp:
         start = time.time()
         main = 'from cycle_nb.invert import main; raise SystemExit(main())'
         cmd = [sys.executable, '-c', main, 'demo', '--out', str(out or tmp)]
         code = subprocess.run(cmd, stdout=subprocess.DEVNULL).returncode
         seconds = round(time.time() - start, 1)
-    unit = 2**20 if sys.platform == 'darwin' else 2**10
-    peak = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/unit)
+    peak = peak_memory(children=True)
     return dict(seconds=seconds, peak_memory_mb=peak, code=code, cores=os.cpu_count())
 
 # %% ../nbs/22_benchmark.ipynb #641c652e
@@ -288,16 +299,14 @@ def measure_render(
     median = sorted(speeds)[repeats//2]
     return dict(images_per_s=median, repeats=speeds, resolution=res, cores=os.cpu_count())
 
-# %% ../nbs/22_benchmark.ipynb #342a536a
+# %% ../nbs/22_benchmark.ipynb #e8ff488a
 @torch.no_grad()
 def seen_in(
     batches, # of images (B,3,H,W)
-    bundle, # `Bundle`
-)->tuple: # deep features (N,K), factors as the regressor sees them (N,F)
-    "What the feature networks see in many images."
-    deep = lambda x: bundle.perceptual.features(x)[-1].float().flatten(1)
-    rows = [(deep(x), bundle.attributes(x)) for x in (x.to(bundle.device) for x in batches)]
-    return tuple(torch.cat(r) for r in zip(*rows))
+    *readers, # images -> (B,…)
+)->tuple: # what each reader sees in all images (N,…)
+    "What networks see in many images, none of which is kept."
+    return tuple(torch.cat(r) for r in zip(*([f(x) for f in readers] for x in batches)))
 
 def drawn(
     n:int, # portraits
@@ -317,7 +326,7 @@ def generated(
     "Batches of the generator's images."
     for c in w.split(chunk): yield G.synthesis(G.broadcast(c), noise='const').clamp(-1, 1)
 
-# %% ../nbs/22_benchmark.ipynb #506980f6
+# %% ../nbs/22_benchmark.ipynb #af052989
 @torch.no_grad()
 def measure_generator(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -327,8 +336,9 @@ def measure_generator(
     "How sharp, how varied, how straight: a generator against the world it was trained on."
     b = load_bundle(bundle)
     w = sample_w(b.generator, images, seed)
-    fake, seen = seen_in(generated(b.generator, w), b)
-    portraits = lambda seed: seen_in(drawn(images, b.generator.resolution, seed), b)[0]
+    deep = lambda x: b.perceptual.features(x.to(b.device))[-1].float().flatten(1)
+    fake, seen = seen_in(generated(b.generator, w), deep, b.attributes)
+    portraits = lambda seed: seen_in(drawn(images, b.generator.resolution, seed), deep)[0]
     real, other = portraits(seed + 50_000), portraits(seed + 60_000)
     pred, true = linear_probe(w, seen)
     glasses = b.attributes.names.index('glasses')
@@ -345,7 +355,7 @@ def rounded(
     "Four digits are enough for a record."
     return {k: rounded(v) for k, v in x.items()} if isinstance(x, dict) else round(x, 4)
 
-# %% ../nbs/22_benchmark.ipynb #d4fabc96
+# %% ../nbs/22_benchmark.ipynb #5823209c
 def options(
     p, # argparse parser
 ):
@@ -353,23 +363,32 @@ def options(
     p.add_argument('what', choices=list(MEASURED), help='road: every step on held-out faces; '
                    'quality: methods, both axes; generator: its quality; demo: its time and '
                    'memory; render: portraits per second')
-    p.add_argument('--images', type=int,
+    add_common(p)
+    p.add_argument('--images', type=count,
                    help='faces (default: road 256, quality 64, generator 5000)')
     p.add_argument('--bundle', default='sdfaces64', help='a shipped name or a folder')
-    p.add_argument('--outside', type=int, default=0, help='quality: out-of-domain faces too')
+    p.add_argument('--outside', type=count, default=0, help='quality: out-of-domain faces too')
     p.add_argument('--methods', help='quality: such as cycle,cycle+tune,opt-w+tune')
-    p.add_argument('--refine', type=int, default=15, help='steps of refinement (default 15)')
-    p.add_argument('--tune', type=int, default=350, help='steps of tuning at most (default 350)')
-    p.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default 0)')
-    p.add_argument('--device', help='where to compute (default: the best there is)')
+    p.add_argument('--refine', type=count, default=15, help='steps of refinement (default 15)')
+    p.add_argument('--tune', type=count, default=350, help='steps of tuning at most (default 350)')
     p.add_argument('--work', default='runs/benchmark', help='folder for unfinished parts')
     p.add_argument('--out', help='record to write (default data/results/WHAT.json)')
 
+def how_many(
+    a, # parsed options
+    usual:int, # faces, when the user names no number
+    least:int, # faces
+    why:str, # what needs as many
+)->int:
+    "The number of faces, large enough."
+    n = usual if a.images is None else a.images
+    if n < least: raise InputError(f'--images {n}: {why} at least {least} faces')
+    return n
+
 def road_record(a)->dict:
     "The road's settings and figures, its table printed."
-    images = 256 if a.images is None else a.images
+    images = how_many(a, 256, 2, 'an interval needs')
     settings = dict(refine=a.refine, tune=a.tune, seed=a.seed)
-    if images < 2: raise InputError(f'--images {images}: an interval needs at least 2 faces')
     bundle = load_bundle(a.bundle, a.device)
     found = summary(measure_road(bundle, images, work=a.work, **settings))
     print(as_table(found))
@@ -377,9 +396,7 @@ def road_record(a)->dict:
 
 def generator_record(a)->dict:
     "The generator's figures, printed."
-    images = 5000 if a.images is None else a.images
-    if images < 50:
-        raise InputError(f'--images {images}: nearest neighbours need at least 50 faces')
+    images = how_many(a, 5000, 50, 'nearest neighbours need')
     found = measure_generator(load_bundle(a.bundle, a.device), images, a.seed)
     return dict(bundle=a.bundle, seed=a.seed) | printed(found)
 
@@ -392,9 +409,9 @@ VERDICT = '{set}: {claim}  {mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}'
 
 def quality_record(a)->dict:
     "All methods on the same faces: tables, verdicts, record."
-    n, methods = 64 if a.images is None else a.images, a.methods.split(',') if a.methods else QUICK
+    n = how_many(a, 64, 2, 'an interval needs')
+    methods = a.methods.split(',') if a.methods else QUICK
     for m in methods: parse_method(m)
-    if n < 2: raise InputError(f'--images {n}: an interval needs at least 2 faces')
     settings = dict(tune=a.tune, seed=a.seed)
     bundle = load_bundle(a.bundle, a.device)
     rows = measure_quality(bundle, n, a.outside, methods, work=a.work, **settings)

@@ -120,17 +120,12 @@ def normalise(
         d = d*(sigma/move).clamp(-2, 2) if move != 0 else d*2
     return d
 
-# %% ../nbs/18_edit.ipynb #c7a59f12
+# %% ../nbs/18_edit.ipynb #87a7a6a9
 def leakage(
-    direction:Tensor, # (D,) or (L,D), normalised
-    G, # generator
-    attributes, # regressor, has `names`
-    name:str, # the factor that shall move
-    wp:Tensor, # codes to try it on (B,L,D)
-    sigma:Tensor, # standard deviation of every factor (F,)
+    moved:Tensor, # change of every factor, in standard deviations (F,)
+    k:int, # position of the factor that shall move
 )->Tensor: # scalar, in standard deviations for one of the asked factor
     "Root mean square of what moves besides."
-    k, moved = attributes.names.index(name), response(direction, G, attributes, wp)/sigma
     rest = torch.arange(len(moved)) != k
     return (moved/moved[k])[rest].square().mean().sqrt()
 
@@ -144,7 +139,7 @@ def in_layers(
     d[list(layers)] = direction
     return d
 
-# %% ../nbs/18_edit.ipynb #9ad14517
+# %% ../nbs/18_edit.ipynb #35c6993e
 def train_directions(
     G, # generator
     attributes, # regressor, has `names`
@@ -157,9 +152,10 @@ def train_directions(
     w, wp = sample_w(G, n, seed), G.broadcast(sample_w(G, 40, seed + 1))
     labels, L, found = read_codes(G, attributes, w), G.num_ws, {}
     for name in names:
-        leak = lambda d: leakage(d, G, attributes, name, wp, labels.std(0))
+        k, sigma = attributes.names.index(name), labels.std(0)
+        leak = lambda d: leakage(response(d, G, attributes, wp)/sigma, k)
         unit = lambda d: normalise(d, G, attributes, name, seed=seed + 2)
-        y = labels[:, attributes.names.index(name)]
+        y = labels[:, k]
         best = min((unit(find_direction(w, y, ridge=r)) for r in ridges), key=leak)
         parts = [unit(in_layers(best, r, L)) for r in (range(L//5, 4*L//5), range(2*L//5, L))]
         found[name] = min([best, *parts], key=leak)
@@ -178,10 +174,10 @@ def measure_directions(
     out = {}
     for name, d in directions.items():
         k = attributes.names.index(name)
-        moves = (response(d, G, attributes, wp)/sigma)[k]
-        leaks = leakage(d, G, attributes, name, wp, sigma)
+        moved = response(d, G, attributes, wp)/sigma
+        moves, leaks = (round(float(v), 3) for v in (moved[k], leakage(moved, k)))
         layers = [i for i in range(len(d)) if d[i].any()] if d.ndim == 2 else 'all'
-        out[name] = dict(moves=round(float(moves), 3), leaks=round(float(leaks), 3), layers=layers)
+        out[name] = dict(moves=moves, leaks=leaks, layers=layers)
     return out
 
 def save_directions(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'image_paths', 'load_images', 'ImageFolder', 'eyes_and_mouth', 'face_square', 'align', 'paste_back']
 
-# %% ../nbs/03_images.ipynb #a40c8b5c
+# %% ../nbs/03_images.ipynb #b84de7e6
 import math
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from PIL import Image
-from cycle_nb.core import (InputError, centre_square, from_bytes, read_image, to_bytes, to_pil,
-    to_tensor)
+from .core import InputError, centre_square, from_bytes, read_image
+from .core import to_bytes, to_pil, to_tensor
 
 # %% ../nbs/03_images.ipynb #d0380e52
 SUFFIXES = tuple('.png .jpg .jpeg .webp .gif .bmp .tif .tiff .avif .ppm .jp2'.split())

@@ -106,7 +106,7 @@ def build(name, src):
     nb.metadata = nbformat.from_dict({})
     write(stable_ids(nb), NBS/f'{name}.ipynb')
     nbdev('export')
-    nbdev('clean')
+    nbdev('clean', '--fname', str(NBS/f'{name}.ipynb'))
 
 
 def readme():

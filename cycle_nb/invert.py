@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NETS', 'PRESETS', 'TRAIN', 'MAKES', 'LATER',
            'Bundle', 'load_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples', 'spread_out', 'roomy',
-           'choose_samples', 'write_samples', 'road', 'means', 'measure', 'pack', 'unpack', 'Inversion', 'join',
-           'join_tuned', 'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free',
-           'atomic_folder', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream',
-           'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets',
-           'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
-           'add_road', 'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
+           'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion', 'join', 'join_tuned', 'invert',
+           'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free', 'atomic_folder', 'table',
+           'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream', 'invert_files',
+           'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets', 'do_generator',
+           'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
+           'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
 
 # %% ../nbs/20_invert.ipynb #4fb95b80
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
@@ -270,28 +270,7 @@ def measure(
     columns = mse, bundle.perceptual(img, target), bundle.identity.similarity(img, target)
     return [dict(zip(MEASURES, map(float, row))) for row in zip(*columns)]
 
-# %% ../nbs/20_invert.ipynb #9a2959d9
-def pack(
-    tuned:Tuned, # of one image
-)->dict: # tensors: matrices in 8 bits with a scale per output channel, the rest as they are
-    "A generator's change, small enough to keep one per image."
-    out = {'|steps': tuned.steps, '|lpips': tuned.lpips}
-    for k, d in tuned.diff.items():
-        if d.ndim < 3: out[k] = d[0]; continue
-        scale = d[0].abs().amax(tuple(range(1, d.ndim - 1)), keepdim=True).clamp_min(1e-20)/127
-        out[f'{k}|q'], out[f'{k}|scale'] = (d[0]/scale).round().to(torch.int8), scale
-    return out
-
-def unpack(
-    packed:dict, # from `pack`
-)->Tuned:
-    "The inverse of `pack`, up to rounding."
-    diff = {k: v[None] for k, v in packed.items() if '|' not in k}
-    for k in (k.removesuffix('|q') for k in packed if k.endswith('|q')):
-        diff[k] = (packed[f'{k}|q'].float()*packed[f'{k}|scale'])[None]
-    return Tuned(diff, packed['|steps'], packed['|lpips'])
-
-# %% ../nbs/20_invert.ipynb #c03d6e95
+# %% ../nbs/20_invert.ipynb #cbf1691f
 @dataclass
 class Inversion:
     "Images found in a generator: codes, reconstructions, measures, and each image's own generator."
@@ -378,7 +357,7 @@ class Inversion:
         out = {'wp': self.wp[i], 'img': self.img[i], 'target': self.target[i]}
         out |= {f'step:{k}': to_bytes(v[i]) for k, v in self.steps.items()}
         out |= {f'code:{k}': v[i] for k, v in self.codes.items()}
-        change = pack(self.tuned[[i]]) if self.tuned else {}
+        change = self.tuned.pack(i) if self.tuned else {}
         return out | {f'tuned:{k}': v for k, v in change.items()}
 
     @classmethod
@@ -397,14 +376,14 @@ class Inversion:
         bundle = load_bundle(bundle or made_with, device)
         return join([_load_one(f.parent, bundle) for f in files])
 
-# %% ../nbs/20_invert.ipynb #27e28e9d
+# %% ../nbs/20_invert.ipynb #5c44744b
 def _load_one(folder, bundle):
     "One image's sub-folder."
     card, t = read_json(folder/'inversion.json'), load_file(folder/'inversion.safetensors')
     t = {k: v.to(bundle.device) for k, v in t.items()}
     pick = lambda head: {k.removeprefix(head): v for k, v in t.items() if k.startswith(head)}
     rows = lambda d: {k: d[k][None] for k in card['steps']}
-    tuned = unpack(pick('tuned:')) if pick('tuned:') else None
+    tuned = Tuned.unpack([pick('tuned:')], bundle.generator) if pick('tuned:') else None
     wp, img, target = (t[k][None] for k in ('wp', 'img', 'target'))
     steps = {k: from_bytes(v) for k, v in rows(pick('step:')).items()}
     return Inversion(wp, img, target, card['metrics'], [card['name']], bundle, steps,

@@ -746,13 +746,13 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #fe091fa8
+# %% ../nbs/20_invert.ipynb #25416a5a
 HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 9500, 4e-3),
         (64, 9000, 4e-3)]
 NETS = dict(steps=7000, id_steps=3000)
 PRESETS = dict(     # generator: resolution, steps, learning rate of every stage
     sdfaces64=dict(bank=50_000, generator=HEAD, nets=NETS,
-                   encoder=dict(sched=shorten(4000, SDFACES64)),
+                   encoder=dict(sched=SDFACES64),
                    directions={}),
     sdfaces128=dict(bank=50_000, generator=[*HEAD, (128, 10_000, 3e-3)], nets=NETS,
                     encoder=dict(sched=shorten(12_000, SDFACES64, 11)), directions={}),

@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'SDFACES64', 'Phase', 'Schedule', 'stage_at', 'phase_name', 
 # %% ../nbs/12_schedule.ipynb #ce25738f
 from dataclasses import dataclass, replace
 
-# %% ../nbs/12_schedule.ipynb #e63d48fd
+# %% ../nbs/12_schedule.ipynb #c512645b
 @dataclass(frozen=True)
 class Phase:
     "What holds at one step."
@@ -34,8 +34,8 @@ class Schedule:
     lambda_adv:float=.1 # before the squeeze
 
 PAPER = Schedule()
-SDFACES64 = Schedule(offsets=9, open_from=1500, open_every=60, squeeze_from=3600, squeeze_every=80,
-                     close_from=4800, close_every=80, steps=6000)
+SDFACES64 = Schedule(offsets=9, open_from=3000, open_every=120, squeeze_from=7200,
+                     squeeze_every=160, close_from=9600, close_every=160, steps=12_000)
 
 # %% ../nbs/12_schedule.ipynb #f18e7ff3
 def stage_at(

@@ -1,7 +1,7 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
 import signal, subprocess, time
 import pytest, torch
-from cycle_nb.benchmark import CLAIMS, PIVOTS, axis, parse_method, quality_summary, verdicts
+from cycle_nb.benchmark import CLAIMS, PIVOTS, REFINES, axis, parse_method, quality_summary, verdicts
 from cycle_nb.core import InputError, generator, read_json
 from cycle_nb.metrics import linear_probe
 from tiny import ENV, bundle, cli, command, write_bundle
@@ -35,8 +35,10 @@ def test_nonsense_is_one_line(bundle, tmp_path):
 
 def test_methods_are_read_back():
     for name in PIVOTS:
-        assert parse_method(name) == (name, False, False) and parse_method(f'{name}+tune') == (name, False, True)
-    for text in ('', 'w+', '+tune', 'w+tune+tune', 'w+Tune', 'w tune'):
+        assert parse_method(name) == (name, None, False) and parse_method(f'{name}+tune') == (name, None, True)
+    for way in REFINES:
+        assert parse_method(f'w+{way}') == ('w', way, False) and parse_method(f'cycle-all+{way}+tune') == ('cycle-all', way, True)
+    for text in ('', 'w+', '+tune', 'w+tune+tune', 'w+Tune', 'w tune', 'w+code+refine', 'opt-w+code', 'w+tune+refine'):
         with pytest.raises(InputError): parse_method(text)
     for a, b, _ in CLAIMS: parse_method(a), parse_method(b)
 

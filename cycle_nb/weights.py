@@ -18,7 +18,7 @@ from .core import InputError, _readable, atomic, cache_dir, fetch, generator, lo
 from .layers import fir_kernel
 from .stylegan2 import Generator
 
-# %% ../nbs/07_weights.ipynb #efcd4468
+# %% ../nbs/07_weights.ipynb #8fc94375
 class Record:
     "What a file says about an object whose class we do not build: a name and a state, inert."
     def __init__(self,
@@ -55,6 +55,12 @@ class _Storage:
             return torch.frombuffer(self.buffer, dtype=self.dtype, **at)
         at = dict(count=self.nbytes, offset=self.start)
         return torch.frombuffer(self.buffer, dtype=torch.uint8, **at).clone().view(self.dtype)
+
+    def release(self):
+        "Memory that only mirrors the file is free again; it would be read once more if needed."
+        if not isinstance(self.buffer, mmap.mmap) or not hasattr(mmap, 'MADV_DONTNEED'): return
+        first = self.start // mmap.PAGESIZE * mmap.PAGESIZE
+        self.buffer.madvise(mmap.MADV_DONTNEED, first, self.start + self.nbytes - first)
 
 class _Stored:
     "A tensor not read yet: its shape and steps within a storage, checked against its size."
@@ -205,7 +211,7 @@ class _Pickle:
         if self.persistent is None: _bad('it refers to another file')
         self.push(self.persistent(*self.stack.pop()))
 
-# %% ../nbs/07_weights.ipynb #e6d81071
+# %% ../nbs/07_weights.ipynb #596d1ebf
 class _Dtype:
     "A numpy type on its way."
     def __init__(self, code, *_):
@@ -224,13 +230,18 @@ def _raw(raw, dtype, numel)->_Storage:
     raw = raw if isinstance(raw, bytes) else raw.encode('latin1')
     return _Storage(bytearray(raw), dtype, numel).place(0, len(raw))
 
+def _steps(shape)->list:
+    "How far apart neighbours lie along every axis, the last axis running fastest."
+    if len(shape) > 16: _bad('an array of strange shape')
+    steps = [1]
+    for n in shape[:0:-1]: steps.insert(0, steps[0] * max(_count(n), 1))
+    return steps[:len(shape)]
+
 def _array(shape, dtype, fortran, raw)->_Stored:
     "A numpy array as a tensor."
-    if type(dtype) is not _Dtype or len(shape) > 16: _bad('an array of strange type')
-    steps = [1]
-    for n in (shape if fortran else shape[::-1]): steps.append(steps[-1] * max(_count(n), 1))
-    steps = steps[:-1] if fortran else steps[-2::-1]
-    return _Stored(_raw(raw, dtype.torch, math.prod(shape)), 0, shape, steps[:len(shape)])
+    if type(dtype) is not _Dtype: _bad('an array of strange type')
+    steps = _steps(shape[::-1])[::-1] if fortran else _steps(shape)
+    return _Stored(_raw(raw, dtype.torch, math.prod(shape)), 0, shape, steps)
 
 def _from_buffer(raw, dtype, shape, order): return _array(shape, dtype, order == 'F', raw)
 
@@ -365,7 +376,7 @@ def _zip(mm):
     mm.seek(start)
     return _Pickle(mm, start + size, NAMES, storage).run()
 
-# %% ../nbs/07_weights.ipynb #87b4e842
+# %% ../nbs/07_weights.ipynb #670fe240
 class _Reading:
     "Turns what is stored into tensors: every object and every row of numbers once."
     def __init__(self, limit): self.seen, self.flats, self.left = {}, {}, limit
@@ -411,6 +422,21 @@ _WRONG = {b'<': 'a web page instead of a file: open its address in a browser',
           b'version https://git-lfs': 'a git-lfs pointer instead of a file: run git lfs pull',
           b'\x1f\x8b': 'a packed file: unpack it first', b'\x89HDF': 'an HDF5 file of another library'}
 
+_TYPES = dict(F16='float16', BF16='bfloat16', F32='float32', F64='float64', I8='int8', I16='int16',
+              I32='int32', I64='int64', U8='uint8', BOOL='bool')
+
+def _safetensors(mm, path)->dict:
+    "Named tensors; the library checks the table of contents, we only note where they lie."
+    with safe_open(path, 'pt') as f: names = list(f.keys())
+    at = 8 + int.from_bytes(mm[:8], 'little')
+    table, out = json.loads(mm[8:at]), {}
+    for k in names:
+        shape, (start, end) = table[k]['shape'], table[k]['data_offsets']
+        if table[k]['dtype'] not in _TYPES: _bad(f'numbers of type {table[k]["dtype"]:.20}')
+        s = _Storage(mm, getattr(torch, _TYPES[table[k]['dtype']]), math.prod(shape))
+        out[k] = _Stored(s.place(at + start, at + end), 0, shape, _steps(shape))
+    return out
+
 def _tree(path):
     "What a file holds, tensors not read yet; the kind of file is told by its first bytes."
     with open(path, 'rb') as f: mm = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -421,7 +447,7 @@ def _tree(path):
     if head[:15] == _MAGIC: return _legacy(mm, 0, len(mm))
     if head[:6] == b'\x93NUMPY': return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))
     if head[8:9] != b'{': return _plain(mm)
-    with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
+    return _safetensors(mm, path)
 
 def _card(path)->dict:
     "What a safetensors file says about itself; of other files nothing."
@@ -667,7 +693,7 @@ def _generator_of(tree)->tuple[dict, dict]:
     if mean is not None: have['latent_avg'] = _mean_code(mean)
     return have, _settings(facts if type(facts) is dict else {})
 
-# %% ../nbs/07_weights.ipynb #e6cf05db
+# %% ../nbs/07_weights.ipynb #3d076794
 def _ours(have:dict, want:dict, there)->dict:
     "Tensors under our names; anything missing, left over or of another shape is an error."
     names = {there(k): k for k in want}
@@ -695,6 +721,7 @@ def _filled(model:nn.Module, tensors:dict)->nn.Module:
     "Copy tensors into a model, one at a time."
     for k, to in model.state_dict().items():
         to.copy_(_now(tensors[k]).reshape(to.shape))
+        if isinstance(tensors[k], _Stored): tensors[k].storage.release()
         if not to.isfinite().all(): raise InputError(f'{k} holds numbers that are not finite; get it again')
     return model.eval()
 

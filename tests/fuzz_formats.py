@@ -95,7 +95,7 @@ def run(folder, n, seed):
     "A record of `n` damaged files; `wrong` lists what should not have happened."
     folder = Path(folder)
     (folder/'seeds').mkdir(), (folder/'here').mkdir()
-    good, rng, counts, wrong, slowest = seeds(folder/'seeds'), random.Random(seed), Counter(), [], 0.
+    good, rng, counts, wrong, slowest = seeds(folder/'seeds'), random.Random(seed), Counter(), [], (0,)
     old, per = os.getcwd(), {}
     os.chdir(folder/'here')
     try:
@@ -104,10 +104,10 @@ def run(folder, n, seed):
             what, seconds, kinds = one(folder/'here'/'file', name, good[name], rng, i % 3 == 0)
             counts[what if what in ('error', 'model') else 'wrong'] += 1
             per.setdefault(name, Counter())[what[:40]] += 1
-            slowest = max(slowest, seconds)
+            slowest = max(slowest, (round(seconds, 2), i, name, kinds))
             if what not in ('error', 'model') or os.listdir() != ['file']: wrong.append((i, name, kinds, what[:200], os.listdir()))
     finally: os.chdir(old)
-    return dict(files=n, seed=seed, errors=counts['error'], models=counts['model'], wrong=wrong, slowest=round(slowest, 2), per_format={k: dict(v) for k, v in per.items()})
+    return dict(files=n, seed=seed, errors=counts['error'], models=counts['model'], wrong=wrong, slowest=slowest, per_format={k: dict(v) for k, v in per.items()})
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

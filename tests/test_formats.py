@@ -186,8 +186,8 @@ def test_ordinary_loader_reads_what_we_write(tmp_path):
 
 def test_shipped_generator_round_trip(tmp_path):
     G = load_generator('sdfaces64')
-    H = load_generator(convert('sdfaces64', tmp_path/'r.pt'))
-    assert same(G, H) and same(G, load_generator(convert(tmp_path/'r.pt', tmp_path/'o.safetensors')))
+    H = load_generator(convert('sdfaces64', tmp_path/'n.pt', 'nvidia'))
+    assert same(G, H) and same(G, load_generator(convert(tmp_path/'n.pt', tmp_path/'o.safetensors')))
 
 # ---- the reader
 

@@ -46,7 +46,7 @@ def num_channels(
     "The published rule: inversely proportional to the resolution, bounded."
     return min(channel_base // resolution, channel_max)
 
-# %% ../nbs/05_stylegan2.ipynb #e9f67b02
+# %% ../nbs/05_stylegan2.ipynb #3f823c12
 class Block(nn.Module):
     "One resolution: `conv0` doubles (not in the first block), `conv1` refines, `torgb` paints."
     def __init__(self,
@@ -66,7 +66,8 @@ class Block(nn.Module):
         self.conv1 = StyledConv(n_out, n_out, w_dim, resolution, gain=gain, clamp=clamp)
         self.torgb = ToRGB(n_out, w_dim, img_channels, clamp) if paints else None
         self.skip = None
-        if residual and n_in: self.skip = EqualConv(n_in, n_out, 1, bias=False, act=False, gain=gain)
+        if residual and n_in:
+            self.skip = EqualConv(n_in, n_out, 1, bias=False, act=False, gain=gain)
         self.register_buffer('kernel', fir_kernel(), persistent=False)
     def start(self, n:int)->Tensor:
         "The learned constant for `n` samples."
@@ -123,13 +124,14 @@ class Synthesis(nn.Module):
             i += b.n_convs
         return img
 
-# %% ../nbs/05_stylegan2.ipynb #e3a21f2a
+# %% ../nbs/05_stylegan2.ipynb #a12b95fc
 class Hub:
     "`from_pretrained`, `save_pretrained`, `push_to_hub` of huggingface_hub, imported when used."
     @classmethod
     def _with_mixin(cls):
         try: from huggingface_hub import PyTorchModelHubMixin
-        except ImportError: raise InputError('huggingface_hub is missing; pip install huggingface_hub') from None
+        except ImportError:
+            raise InputError('huggingface_hub is missing: pip install huggingface_hub') from None
         return type(cls.__name__, (PyTorchModelHubMixin, cls), {})
     @classmethod
     def from_pretrained(cls,

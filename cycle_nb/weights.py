@@ -19,7 +19,7 @@ from .core import load_tensors, make_card, pretrained, save_tensors
 from .layers import fir_kernel
 from .stylegan2 import Generator
 
-# %% ../nbs/07_weights.ipynb #8fc94375
+# %% ../nbs/07_weights.ipynb #42c1d026
 class Record:
     "What a file says about an object whose class we do not build: a name and a state, inert."
     def __init__(self,
@@ -30,9 +30,13 @@ class Record:
 
 def _bad(what:str): raise ValueError(what)
 
+def _text(x)->str:
+    "A stranger's value in a message: only plain ones are spelt out (a list may be a bomb)."
+    return str(x)[:40] if type(x) in (str, int, float, bool) else type(x).__name__
+
 def _count(n)->int:
     "A size that a file declares: a whole number that some memory could hold."
-    if type(n) is not int or not 0 <= n < 2**40: _bad(f'{n!r:.40} is no size')
+    if type(n) is not int or not 0 <= n < 2**40: _bad(f'{_text(n)} is no size')
     return n
 
 class _Storage:
@@ -72,7 +76,7 @@ class _Stored:
         self.shape, self.stride = (tuple(map(_count, x)) for x in (shape, stride))
         self.numel = math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
-        if self.numel and (last >= storage.numel or self.numel > max(storage.numel, 2**20)):
+        if self.numel and (last >= storage.numel or self.numel > max(storage.numel, 2**16)):
             _bad('a tensor larger than its numbers')
     def tensor(self, flat:Tensor=None)->Tensor:
         "The tensor, from the storage's numbers (read now unless given)."
@@ -80,7 +84,7 @@ class _Stored:
         flat = self.storage.flat() if flat is None else flat
         return flat.as_strided(self.shape, self.stride, self.offset)
 
-# %% ../nbs/07_weights.ipynb #424842b0
+# %% ../nbs/07_weights.ipynb #eef21b62
 class _Call:
     "A name in a pickle that stands for one of our own functions."
     def __init__(self, run): self.run = run
@@ -128,6 +132,10 @@ class _Pickle:
         "Bombs run out of this."
         self.budget[0] -= n
         if self.budget[0] < 0: _bad('a pickle of too many steps')
+    def charge(self, args):
+        "What a call may copy is paid for."
+        self.spend(sum(len(a) for a in args if isinstance(a, (list, tuple, dict))))
+        self.spend(sum(len(a) // 256 for a in args if isinstance(a, (str, bytes))))
     def stretch(self, size):
         "Remember where bytes lie, and jump over them."
         n = int.from_bytes(self.file.read(size), 'little')
@@ -198,13 +206,15 @@ class _Pickle:
     def REDUCE(self, _):
         args, f = self.stack.pop(), self.stack.pop()
         if type(f) is not _Call or type(args) is not tuple: _bad('a call of something else')
-        self.spend(sum(len(a) // 64 for a in args if isinstance(a, (str, bytes, list, tuple))))
+        self.charge(args)
         self.push(f.run(*args))
     NEWOBJ = REDUCE
     def BUILD(self, _):
         state, x = self.stack.pop(), self.stack[-1]
         if type(x) is Record: x.state = state
-        elif type(x) is _Array: x.tensor = _array(*state[1:])
+        elif type(x) is _Array:
+            self.charge(state)
+            x.tensor = _array(*state[1:])
         elif type(x) is _Dtype: x.order(state)
         elif type(x) is not dict: _bad('a state for something else')
     def PERSID(self, key): self.BINPERSID(self.push(key))
@@ -212,13 +222,13 @@ class _Pickle:
         if self.persistent is None: _bad('it refers to another file')
         self.push(self.persistent(*self.stack.pop()))
 
-# %% ../nbs/07_weights.ipynb #aae1b79c
+# %% ../nbs/07_weights.ipynb #bea55a63
 class _Dtype:
     "A numpy type on its way."
     def __init__(self, code, *_):
         sizes = dict(f=(2, 4, 8), i=(1, 2, 4, 8), u=(1,), b=(1,))
-        self.np = np.dtype(str(code)[:8])
-        if self.np.itemsize not in sizes.get(self.np.kind, ()): _bad(f'an array of {code!r:.8}')
+        self.np = np.dtype(_text(code))
+        if self.np.itemsize not in sizes.get(self.np.kind, ()): _bad(f'an array of {_text(code)}')
         self.torch = getattr(torch, self.np.name)
     def order(self, state):
         "Little-endian only."
@@ -241,6 +251,7 @@ def _steps(shape)->list:
 def _array(shape, dtype, fortran, raw)->_Stored:
     "A numpy array as a tensor."
     if type(dtype) is not _Dtype: _bad('an array of strange type')
+    shape = tuple(map(_count, shape[:17]))
     steps = _steps(shape[::-1])[::-1] if fortran else _steps(shape)
     return _Stored(_raw(raw, dtype.torch, math.prod(shape)), 0, shape, steps)
 
@@ -257,9 +268,9 @@ def _object(name): return _Call(lambda *args: Record(name))
 
 def _persistent(meta):
     "An object of NVIDIA's: the source of its class stays text that nobody runs."
-    return Record(str(meta['class_name'])[:100], meta['state'])
+    return Record(_text(meta['class_name']), meta['state'])
 
-def _device(*args): return ':'.join(str(a)[:20] for a in args)
+def _device(*args): return ':'.join(map(_text, args))
 
 def _latin1(text, how): return text.encode('latin1')
 
@@ -267,7 +278,7 @@ def _same(x, *_): return x
 
 def _call(f, kind, args, state): return f.run(*args)
 
-def _path(*parts): return '/'.join(map(str, parts))
+def _path(*parts): return '/'.join(map(_text, parts))
 
 # %% ../nbs/07_weights.ipynb #a9b2bbaa
 _RUN = {
@@ -308,7 +319,7 @@ def _find(names, module, name):
     cure = next(v for k, v in _CURES.items() if dotted.startswith(k))
     raise InputError(f'its pickle calls for {dotted}, which is not data ({cure})')
 
-# %% ../nbs/07_weights.ipynb #46f58367
+# %% ../nbs/07_weights.ipynb #140f0e0b
 _MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'
 
 def _legacy(mm, start, end, budget=None):
@@ -316,14 +327,14 @@ def _legacy(mm, start, end, budget=None):
     storages = {}
     def storage(_, dtype, key, location, numel, view=None):
         if view is not None: _bad('storages that share numbers')
-        return storages.setdefault(str(key)[:100], _Storage(mm, dtype, numel))
+        return storages.setdefault(_text(key), _Storage(mm, dtype, numel))
     mm.seek(start)
     p = _Pickle(mm, end, NAMES, storage, budget)
     if mm[start:start + 15] != _MAGIC: _bad('no torch file')
     _, _, system, tree, keys = (p.run() for _ in range(5))
     if not system['little_endian']: _bad('numbers in another order of bytes')
     for key in keys:
-        s, at = storages[key], mm.tell() + 8
+        s, at = storages[_text(key)], mm.tell() + 8
         if int.from_bytes(mm.read(8), 'little') != s.numel: _bad('a storage of another size')
         mm.seek(s.place(at, end).start + s.nbytes)
     return tree
@@ -345,7 +356,7 @@ def _plain(mm):
     names = NAMES | {'torch.storage._load_from_bytes': _Call(load)}
     return _Pickle(mm, len(mm), names, budget=budget).run()
 
-# %% ../nbs/07_weights.ipynb #e0af9236
+# %% ../nbs/07_weights.ipynb #a9731813
 def _directory_size(mm)->int:
     "Bytes of a zip file's table of contents, from its last lines."
     end = mm.rfind(b'PK\x05\x06', max(0, len(mm) - 65557))
@@ -357,7 +368,7 @@ def _directory_size(mm)->int:
 
 def _members(mm)->dict:
     "Name → (start, size) of what a zip file holds, all of it stored as it is."
-    if _directory_size(mm) > 2**24: _bad('too many parts')
+    if _directory_size(mm) > 2**22: _bad('too many parts')
     out = {}
     for i in zipfile.ZipFile(mm).infolist():
         head = mm[i.header_offset:i.header_offset + 30]
@@ -377,7 +388,7 @@ def _zip(mm):
     order, _ = parts.get(tops[0] + 'byteorder', (0, 0))
     if mm[order:order + 3] == b'big': _bad('numbers in another order of bytes')
     def storage(_, dtype, key, location, numel):
-        start, size = parts[f'{tops[0]}data/{str(key):.100}']
+        start, size = parts[f'{tops[0]}data/{_text(key)}']
         return _Storage(mm, dtype, numel).place(start, start + size)
     start, size = parts[tops[0] + 'data.pkl']
     mm.seek(start)
@@ -507,7 +518,7 @@ def save_generator(
     "Write a generator."
     save_model(G, path, card, half)
 
-# %% ../nbs/07_weights.ipynb #3193e4b9
+# %% ../nbs/07_weights.ipynb #c79cdc3a
 def _few(names)->str:
     "At most five names."
     names = sorted(names)
@@ -531,7 +542,7 @@ def _modest(config)->dict:
         top = 2**17 if k.startswith('channel') else 4096
         for n in v if isinstance(v, (list, tuple)) else [v]:
             if isinstance(n, (int, float)) and not -1 <= n <= top:
-                _bad(f'its card says {k} = {n!r:.20}')
+                _bad(f'its card says {k} = {_text(n)}')
     return config
 
 def build_model(
@@ -645,7 +656,7 @@ def _without_filters(have:dict)->dict:
             raise InputError(f'{k}: another low-pass filter than [1,3,3,1], which is all we have')
     return out
 
-# %% ../nbs/07_weights.ipynb #78962077
+# %% ../nbs/07_weights.ipynb #cc347717
 def _flatten(network:Record)->tuple[dict, dict]:
     "Tensors by dotted name, and the attributes of every module, of a pickled PyTorch object."
     tensors, states, todo = {}, {}, [('', network)]
@@ -660,8 +671,9 @@ def _flatten(network:Record)->tuple[dict, dict]:
 
 def _only(values, what):
     "The single value there is."
-    values = list(dict.fromkeys(values))
-    if len(values) > 1: raise InputError(f'{what} differs between its layers: {values[:3]}')
+    values = list(values)
+    if any(type(v) not in (int, float, type(None)) for v in values): _bad(f'{what} is no number')
+    if len(set(values)) > 1: raise InputError(f'{what} differs between its layers')
     return values[0] if values else None
 
 def _facts(states:dict)->dict:
@@ -672,7 +684,7 @@ def _facts(states:dict)->dict:
     for at, s in states.items():
         want = 'linear' if at.endswith(('affine.', 'skip.')) else 'lrelu'
         if s.get('activation', want) != want:
-            raise InputError(f'{at}activation is {s["activation"]!r:.20}; we have lrelu')
+            raise InputError(f'{at}activation is {_text(s["activation"])}; we have lrelu')
     clamped = {at: s for at, s in states.items() if 'conv_clamp' in s and not at.endswith('skip.')}
     clamps = (s['conv_clamp'] for s in clamped.values())
     slow = (s['bias_gain'] for at, s in states.items() if 'mapping.fc' in at and 'bias_gain' in s)
@@ -682,7 +694,7 @@ def _settings(facts)->dict:
     "The two arguments that shapes do not tell."
     out = {k: facts[k] for k in ('clamp', 'lr_mul') if facts.get(k) is not None}
     for k, v in out.items():
-        if type(v) not in (int, float) or not 0 < v < 1e6: _bad(f'{k} is {v!r:.20}')
+        if type(v) not in (int, float) or not 0 < v < 1e6: _bad(f'{k} is {_text(v)}')
     return out
 
 # %% ../nbs/07_weights.ipynb #4eb4c481

@@ -314,13 +314,21 @@ def bombs():
     yield 'deep', raw(b']' * 5000, b'a' * 4999)
     yield 'copies', raw(b'(', b'K\x00' * 1000, b'lq\x000ccollections\nOrderedDict\nq\x010', b'h\x01h\x00\x85R0' * 3000, b'N')
     yield 'steps', raw(b'N0' * 1_500_000, b'N')
+    laugh = b'\x80\x04]q\x00' + b''.join(b'](' + (b'h' + bytes([i])) * 10 + b'eq' + bytes([i + 1]) for i in range(60))
+    for name, use in dict(device=call('torch', 'device', b'h\x3c'), dtype=call('numpy', 'dtype', b'h\x3c'), path=call('pathlib', 'PosixPath', b'h\x3c'),
+                          size=call('torch._utils', '_rebuild_tensor', b'h\x3c', b'h\x3c', b'h\x3c', b'h\x3c'), encode=call('_codecs', 'encode', b'h\x3c', b'h\x3c'),
+                          name=b'h\x3ch\x3c\x93').items(): yield f'text-{name}', laugh + use + b'.'
+    meta = b'}(' + text('class_name') + b'h\x3c' + text('state') + b'}u'
+    yield 'text-class', laugh + b'ctorch_utils.persistence\n_reconstruct_persistent_obj\n(' + meta + b'tR.'
+    array = b'cnumpy.core.multiarray\n_reconstruct\n)R(K\x01(' + text('x') + b'\x8a\x06' + b'\xff' * 4 + b'\x03\x00' + b't' + call('numpy', 'dtype', text('f4')) + b'\x89' + text('x') + b'tb'
+    yield 'text-times-number', raw(array)
     yield 'modules', raw(b'cargparse\nNamespace\n)R')                  # a record is no network
 
 @pytest.mark.parametrize('name,data', list(bombs()), ids=[n for n, _ in bombs()])
 def test_bombs(tmp_path, python, name, data):
     "Each ends soon, in an error or in a small answer, with little memory."
     (tmp_path/'f').write_bytes(data)
-    code = ('import sys, resource\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\nfrom cycle_nb.weights import *\nfrom cycle_nb.core import InputError\n'
+    code = ('import sys, resource\nresource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\nfrom cycle_nb.weights import *\nfrom cycle_nb.core import InputError\n'
             'for f in (read_checkpoint, load_generator):\n  try: f(sys.argv[1])\n  except InputError as e: print(str(e)[-60:])')
     assert python(code, tmp_path/'f')
 

@@ -84,7 +84,7 @@ class _Stored:
         flat = self.storage.flat() if flat is None else flat
         return flat.as_strided(self.shape, self.stride, self.offset)
 
-# %% ../nbs/07_weights.ipynb #eef21b62
+# %% ../nbs/07_weights.ipynb #3a67828c
 class _Call:
     "A name in a pickle that stands for one of our own functions."
     def __init__(self, run): self.run = run
@@ -110,7 +110,7 @@ class _Pickle:
     "A pickle machine that knows only the instructions which make data; one method, one opcode."
     def __init__(self, file, end, names, persistent=None, budget=None):
         self.file, self.end, self.names, self.persistent = file, end, names, persistent
-        self.budget = budget or [2_000_000]
+        self.budget = budget or [500_000]
     def run(self):
         "What the pickle at the file's position builds."
         self.stack, self.marks, self.memo = [], [], {}
@@ -319,7 +319,7 @@ def _find(names, module, name):
     cure = next(v for k, v in _CURES.items() if dotted.startswith(k))
     raise InputError(f'its pickle calls for {dotted}, which is not data ({cure})')
 
-# %% ../nbs/07_weights.ipynb #140f0e0b
+# %% ../nbs/07_weights.ipynb #0e734018
 _MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'
 
 def _legacy(mm, start, end, budget=None):
@@ -347,7 +347,7 @@ def _in_memory(raw:bytes)->_Bytes:
 
 def _plain(mm):
     "A pickle, such as stylegan2-ada-pytorch's: every tensor in it is a small torch file."
-    budget = [2_000_000]
+    budget = [500_000]
     def load(raw):
         here, raw = mm.tell(), raw if type(raw) is _Bytes else _in_memory(raw)
         tree = _legacy(raw.file, raw.start, raw.start + raw.size, budget)

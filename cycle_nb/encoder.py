@@ -6,9 +6,9 @@
 __all__ = ['SIZES', 'KINDS', 'SE', 'prelu', 'ResidualSE', 'residual_stage', 'Body', 'Pyramid', 'enlarge', 'Head', 'ResNet34',
            'map_of', 'assemble', 'Encoder', 'public_name', 'fill', 'published_config', 'mean_code',
            'encoder_from_tensors', 'option', 'encoder_from_checkpoint', 'restyle', 'ArcFace', 'arcface_from_tensors',
-           'start_from_arcface']
+           'load_arcface', 'start_from_arcface']
 
-# %% ../nbs/10_encoder.ipynb #013db7ec
+# %% ../nbs/10_encoder.ipynb #e08d12a6
 import math
 import re
 
@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from .core import InputError
 from .layers import EqualLinear
 from .losses import resized
-from .weights import mismatches
+from .weights import Record, find_weights, mismatches, read_checkpoint
 
 # %% ../nbs/10_encoder.ipynb #63cf1253
 class SE(nn.Module):
@@ -339,7 +339,7 @@ def mean_code(
                          f"it must be ({w_dim},) or ({num_ws}, {w_dim})")
     return rows[0].clone() if (rows == rows[0]).all() else rows
 
-# %% ../nbs/10_encoder.ipynb #86664db8
+# %% ../nbs/10_encoder.ipynb #8524ae4a
 def encoder_from_tensors(
     tensors:dict, # public name -> tensor, without "encoder." in front
     encoder_type:str, # "Encoder4Editing" (e4e, cycle), "GradualStyleEncoder" (pSp), see `KINDS`
@@ -355,11 +355,12 @@ def encoder_from_tensors(
     return E.to(memory_format=torch.channels_last)
 
 def option(
-    opts, # what a file calls its options: a dict or an object
+    opts, # what a file calls its options: a dict, an object, or the `Record` of one
     name:str, # of one
     default=None, # where it is missing
 ):
     "One of the options a file carries."
+    opts = opts.state if isinstance(opts, Record) else opts
     opts = opts if isinstance(opts, dict) else getattr(opts, "__dict__", {})
     return opts.get(name, default)
 
@@ -371,10 +372,10 @@ def encoder_from_checkpoint(
 )->Encoder:
     "The encoder in a file of pSp, e4e, ReStyle or CycleEncoding."
     tensors, opts = data.get("state_dict", data), data.get("opts", {})
-    own = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
-    own = own or {k: v for k, v in tensors.items() if isinstance(v, Tensor) and k != "latent_avg"}
-    kind, w_avg = encoder_type or option(opts, "encoder_type"), data.get("latent_avg", w_avg) \
-        if w_avg is None else w_avg
+    own = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")} or tensors
+    own = {k: v for k, v in own.items() if isinstance(v, Tensor) and k != "latent_avg"}
+    w_avg = data.get("latent_avg") if w_avg is None else w_avg
+    kind = encoder_type or option(opts, "encoder_type")
     if kind is None:
         raise InputError(f"{path}: does not say what its heads mean; give encoder_type="
                          "'Encoder4Editing' (e4e, cycle) or 'GradualStyleEncoder' (pSp)")
@@ -400,7 +401,7 @@ def restyle(
         codes.append(wp := wp + E(torch.cat([img, now], 1), stage) - mean)
     return codes
 
-# %% ../nbs/10_encoder.ipynb #0c6cd525
+# %% ../nbs/10_encoder.ipynb #bbcca9ea
 class ArcFace(nn.Module):
     "Identity of real, aligned faces (Deng et al. 2019, IR-SE-50); used as `losses.Identity` is."
     def __init__(self,
@@ -441,6 +442,14 @@ def arcface_from_tensors(
         raise InputError(f"{path}: no ArcFace IR-SE-50 network (input_layer, body, output_layer)")
     with torch.device("meta"): net = ArcFace(len(w), 16*side, "output_layer.4.weight" in tensors)
     return fill(net, tensors, path).requires_grad_(False)
+
+def load_arcface(
+    path, # an ArcFace IR-SE-50 file, such as pSp's model_ir_se50.pth, or a published name
+    device="cpu", # where it shall be
+)->ArcFace: # frozen, evaluation mode
+    "The identity network for photographs."
+    path = find_weights(path)
+    return arcface_from_tensors(read_checkpoint(path), path).to(device)
 
 def start_from_arcface(
     E:Encoder, # of size "full", changed in place

@@ -167,7 +167,7 @@ def face_square(
     x = x/x.norm()*max(2*e.norm(), 1.8*m.norm())
     return torch.stack([x, torch.stack([-x[1], x[0]]), eyes + .1*m], 1).float()
 
-# %% ../nbs/03_images.ipynb #233e8e67
+# %% ../nbs/03_images.ipynb #121153c9
 def _grid(square:Tensor, n:int, h:int, w:int)->Tensor:
     "Where the pixels of an n x n crop lie in an h x w picture, in grid_sample's units."
     t = (torch.arange(n, device=square.device) + .5)/n*2 - 1
@@ -175,23 +175,47 @@ def _grid(square:Tensor, n:int, h:int, w:int)->Tensor:
     xy = torch.stack([a, b, torch.ones_like(a)], -1) @ square.T + .5     # pixel centres lie at .5
     return (xy/xy.new_tensor([w, h])*2 - 1)[None]
 
+def _corners(square:Tensor)->Tensor:
+    "Corners of a square, pixels (2,4)."
+    return square @ square.new_tensor([[-1, -1, 1, 1], [-1, 1, -1, 1], [1, 1, 1, 1]])
+
+def _margin(xy:Tensor, square:Tensor, h:int, w:int)->Tensor:
+    "How far pixels lie outside the picture: -1/3 where FFHQ's blur begins, 0 at the edge, 1 at the end."
+    at, side, size = _corners(square), 2*square[:, 0].norm(), xy.new_tensor([w, h])
+    over = torch.stack([-at.amin(1), at.amax(1) - size])
+    if over.max() < -4: return torch.full_like(xy[..., 0], -1)     # the square lies inside
+    low, high = (over + .1*side).clamp(min=.3*side)
+    return torch.maximum(-xy/low, (xy - size + 1)/high).amax(-1)
+
+def _soften(crop:Tensor, out:Tensor)->Tensor:
+    "Blur a crop's margin and let it fade to the median colour."
+    from torchvision.transforms.functional import gaussian_blur
+    sigma = .02*crop.shape[-1]
+    blurred = gaussian_blur(crop, 2*math.ceil(3*sigma) + 1, sigma)
+    crop = torch.lerp(crop, blurred, (3*out + 1).clamp(0, 1))
+    return torch.lerp(crop, crop.flatten(1).median(1).values[:, None, None], out.clamp(0, 1))
+
 def align(
     img:Tensor, # (3,H,W)
     square:Tensor, # (2,3), see `face_square`
     size:int=256, # pixels of the crop
+    soft:bool=False, # blur what lies outside the picture, as FFHQ does
 )->Tensor: # (3,size,size)
     "Crop a face out of a picture, upright and to size."
-    h, w = img.shape[1:]
+    (h, w), square = img.shape[1:], square.to(img)
     side = 2*float(square[:, 0].norm())
     fine = max(1, min(8, math.ceil(side/size)))
-    where = _grid(square.to(img), size*fine, h, w)
+    where = _grid(square, size*fine, h, w)
     x = F.grid_sample(img[None], where, padding_mode='reflection', align_corners=False)
-    return F.avg_pool2d(x, fine)[0]
+    x = F.avg_pool2d(x, fine)[0]
+    if not soft: return x
+    xy = (_grid(square, size, h, w)[0] + 1)*square.new_tensor([w, h])/2 - .5
+    return _soften(x, _margin(xy, square, h, w))
 
-# %% ../nbs/03_images.ipynb #d5d192b5
+# %% ../nbs/03_images.ipynb #ff00d53d
 def _window(square:Tensor, h:int, w:int)->tuple:
     "Rows and columns of the picture that the square can touch."
-    corners = square @ square.new_tensor([[-1, -1, 1, 1], [-1, 1, -1, 1], [1, 1, 1, 1]])
+    corners = _corners(square)
     lo, hi = corners.amin(1).floor().long().tolist(), corners.amax(1).ceil().long().tolist()
     return slice(max(lo[1], 0), max(hi[1]+1, 0)), slice(max(lo[0], 0), max(hi[0]+1, 0))
 
@@ -205,6 +229,7 @@ def paste_back(
     crop:Tensor, # (3,s,s), perhaps edited
     square:Tensor, # where it came from
     feather:float=.15, # width of the soft rim (half-sides)
+    soft:bool=False, # leave out what `align(…, soft=True)` has blurred
 )->Tensor: # (3,H,W); outside the square the photograph, untouched
     "Put an aligned crop back where it was."
     img, square = img.clone(), square.to(img)
@@ -213,11 +238,12 @@ def paste_back(
     if not part.numel(): return img
     y, x = (torch.arange(s.start, s.start+n, device=img.device, dtype=img.dtype)
             for s, n in ((rows, part.shape[1]), (cols, part.shape[2])))
-    xy = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1) - square[:, 2]
-    ab = xy @ torch.linalg.inv(square[:, :2]).T
+    xy = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)
+    ab = (xy - square[:, 2]) @ torch.linalg.inv(square[:, :2]).T
+    keep = (-3*_margin(xy, square, *img.shape[1:])).clamp(0, 1) if soft else 1
     crop = _fitted(crop.to(img), square)
     new = F.grid_sample(crop, ab[None], padding_mode='border', align_corners=False)[0]
-    img[:, rows, cols] = torch.lerp(part, new, _rim(ab, feather))
+    img[:, rows, cols] = torch.lerp(part, new, _rim(ab, feather)*keep)
     return img
 
 def _fitted(crop:Tensor, square:Tensor)->Tensor:
@@ -263,7 +289,7 @@ DETECTORS = dict(facenet=(_facenet, 'facenet-pytorch --no-deps'), dlib=(_dlib, '
                  mediapipe=(_mediapipe, 'mediapipe'),
                  face_alignment=(_face_alignment, 'face-alignment'))
 
-# %% ../nbs/03_images.ipynb #72ef26c6
+# %% ../nbs/03_images.ipynb #cca1d94a
 def _rgb(im):
     "A picture as a NumPy array (H,W,3) of bytes."
     return to_bytes(to_tensor(im)).permute(1, 2, 0).contiguous().numpy()
@@ -288,6 +314,6 @@ def landmarks(
     try: found = find(im, **kw)
     except ImportError as e:
         raise InputError(f'{detector}: {e}; pip install {package}') from None
-    faces = [torch.as_tensor(p, dtype=torch.float32) for p in found]
+    faces = [torch.tensor([[float(v) for v in xy] for xy in p]) for p in found]
     if not faces: raise InputError('no face found in this picture; give landmarks by hand')
     return sorted(faces, key=lambda p: -float(face_square(p)[:, 0].norm()))

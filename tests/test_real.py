@@ -4,11 +4,13 @@ import numpy as np
 import pytest, torch
 import torch.nn.functional as F
 from cycle_nb.core import InputError, generator, save_image
+from cycle_nb.cycle import start_task
 from cycle_nb.edit import load_directions, read_directions, save_directions
 from cycle_nb.encoder import (ArcFace, Encoder, arcface_from_tensors, encoder_from_checkpoint, encoder_from_tensors, load_arcface,
                               public_name, restyle, start_from_arcface)
 from cycle_nb.invert import Inversion, invert, measure, own_bundle
 from cycle_nb.losses import PackagePerceptual
+from cycle_nb.schedule import SDFACES64
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.weights import load_encoder, read_checkpoint, save_model
 
@@ -268,6 +270,14 @@ def test_own_identity_is_measured(own):
     inv = invert(x, b, encoder='psp', refine=1, tune=0)
     assert list(inv.steps) == ['psp', '+refine'] and 'identity' in inv.metrics[0]
     with pytest.raises(InputError, match='nothing|unknown encoder'): invert(x, b, encoder='other')
+
+
+def test_encoder_of_a_large_generator_reads_256_pixels():
+    "Images are pooled, as published; any w width."
+    G = Generator(512, z_dim=8, w_dim=12, channel_base=256, channel_max=4)
+    E = start_task(G, (None, None), None, SDFACES64, 'small', 0).E.eval()
+    assert (E.resolution, E.num_ws, E.w_dim) == (256, 16, 12)
+    with torch.no_grad(): assert torch.allclose(E(img(1, 512)), E(F.avg_pool2d(img(1, 512), 2)), atol=1e-5)
 
 
 # --- direction files -----------------------------------------------------------------------

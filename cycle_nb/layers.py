@@ -183,7 +183,7 @@ def modulated_conv(
     d = (demodulation(weight, s) * gain).to(x.dtype)[:, :, None, None]
     return torch.addcmul(bias.to(x.dtype), x, d) if isinstance(bias, Tensor) else x * d + bias
 
-# %% ../nbs/04_layers.ipynb #0a7f1f0e
+# %% ../nbs/04_layers.ipynb #487c3ff2
 class StyledConv(nn.Module):
     "Style → modulated convolution → noise → bias → `lrelu`."
     def __init__(self,
@@ -192,9 +192,12 @@ class StyledConv(nn.Module):
         w_dim:int, # style code
         resolution:int, # of the result
         up:bool=False, # doubles the size?
+        gain:float=1., # factor of the result
+        clamp:float=None, # bound of the result's size, times `gain`
     ):
         super().__init__()
-        self.up, self.resolution = up, resolution
+        self.up, self.resolution, self.gain = up, resolution, math.sqrt(2) * gain
+        self.clamp = clamp and clamp * gain
         self.affine = EqualLinear(w_dim, n_in, bias=1.)
         self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(n_out))
@@ -214,20 +217,22 @@ class StyledConv(nn.Module):
         noise:str='const', # 'const', 'random' or 'none'
     )->Tensor: # (B,n_out,resolution,resolution)
         "One styled layer; its gain √2 is applied before the activation, which it passes unchanged."
-        g, up = math.sqrt(2), self.kernel if self.up else None
+        g, up = self.gain, self.kernel if self.up else None
         b = self.offset(len(x), noise) * g
-        return F.leaky_relu(modulated_conv(x, self.weight, self.affine(w), up, b, g), .2)
+        x = F.leaky_relu(modulated_conv(x, self.weight, self.affine(w), up, b, g), .2)
+        return x.clamp(-self.clamp, self.clamp) if self.clamp else x
 
-# %% ../nbs/04_layers.ipynb #8209fb91
+# %% ../nbs/04_layers.ipynb #cf4013b2
 class ToRGB(nn.Module):
     "Style → 1×1 modulated convolution without demodulation → bias."
     def __init__(self,
         n_in:int, # input channels
         w_dim:int, # style code
         n_out:int=3, # image channels
+        clamp:float=None, # bound of the result's size
     ):
         super().__init__()
-        self.scale = 1 / math.sqrt(n_in)
+        self.scale, self.clamp = 1 / math.sqrt(n_in), clamp
         self.affine = EqualLinear(w_dim, n_in, bias=1.)
         self.weight = nn.Parameter(torch.randn(n_out, n_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(n_out))
@@ -237,4 +242,5 @@ class ToRGB(nn.Module):
     )->Tensor: # (B,n_out,H,W), full precision
         "One image contribution."
         x = scaled_conv(x, self.weight, self.affine(w) * self.scale)
-        return x.to(self.bias.dtype) + self.bias[:, None, None]
+        x = x.to(self.bias.dtype) + self.bias[:, None, None]
+        return x.clamp(-self.clamp, self.clamp) if self.clamp else x

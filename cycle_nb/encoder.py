@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'KINDS', 'SE', 'prelu', 'ResidualSE', 'residual_stage', 'Bod
            'encoder_from_tensors', 'option', 'encoder_from_checkpoint', 'restyle', 'ArcFace', 'arcface_from_tensors',
            'load_arcface', 'start_from_arcface']
 
-# %% ../nbs/10_encoder.ipynb #e08d12a6
+# %% ../nbs/10_encoder.ipynb #cfc123ac
 import math
 import re
 
@@ -19,6 +19,7 @@ from torch import nn, Tensor
 from .core import InputError
 from .layers import EqualLinear
 from .losses import resized
+from .stylegan2 import Hub
 from .weights import Record, find_weights, mismatches, read_checkpoint
 
 # %% ../nbs/10_encoder.ipynb #63cf1253
@@ -180,8 +181,8 @@ def assemble(
     "wp_0 = w, wp_i = w + Δ_i."
     return torch.cat([w[:, None], w[:, None] + delta], 1)
 
-# %% ../nbs/10_encoder.ipynb #bfac99aa
-class Encoder(nn.Module):
+# %% ../nbs/10_encoder.ipynb #65dff8e7
+class Encoder(Hub, nn.Module):
     "Image to code; `stage` offsets are added to w, and the mean w to all."
     def __init__(self,
         resolution:int=64, # side of the input (pixels); the published size takes 256

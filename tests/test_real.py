@@ -148,6 +148,10 @@ def test_every_kind_of_encoder_is_rebuilt_by_its_card(tmp_path):
     E = Encoder(64, 10, 16, w_avg=torch.randn(10, 16), channels=6, offsets=False, maps=1, stage=9).eval()
     save_model(E, tmp_path/'mine.safetensors', half=False)
     assert torch.equal(load_encoder(tmp_path/'mine.safetensors')(img(2, 64, 6)), E(img(2, 64, 6)))
+    pytest.importorskip('huggingface_hub')
+    E.save_pretrained(tmp_path/'hub')
+    back = Encoder.from_pretrained(tmp_path/'hub')
+    assert type(back) is Encoder and back.config == E.config and torch.equal(back(img(2, 64, 6)), E(img(2, 64, 6)))
 
 
 @pytest.mark.parametrize('change, words', [
@@ -274,7 +278,7 @@ def test_own_identity_is_measured(own):
 
 def test_encoder_of_a_large_generator_reads_256_pixels():
     "Images are pooled, as published; any w width."
-    G = Generator(512, z_dim=8, w_dim=12, channel_base=256, channel_max=4)
+    G = Generator(512, z_dim=8, w_dim=12, channel_base=2048, channel_max=4)
     E = start_task(G, (None, None), None, SDFACES64, 'small', 0).E.eval()
     assert (E.resolution, E.num_ws, E.w_dim) == (256, 16, 12)
     with torch.no_grad(): assert torch.allclose(E(img(1, 512)), E(F.avg_pool2d(img(1, 512), 2)), atol=1e-5)

@@ -733,6 +733,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.weights._persistent': ('weights.html#_persistent', 'cycle_nb/weights.py'),
                                   'cycle_nb.weights._plain': ('weights.html#_plain', 'cycle_nb/weights.py'),
                                   'cycle_nb.weights._pt': ('weights.html#_pt', 'cycle_nb/weights.py'),
+                                  'cycle_nb.weights._published': ('weights.html#_published', 'cycle_nb/weights.py'),
                                   'cycle_nb.weights._raw': ('weights.html#_raw', 'cycle_nb/weights.py'),
                                   'cycle_nb.weights._read_generator': ('weights.html#_read_generator', 'cycle_nb/weights.py'),
                                   'cycle_nb.weights._rosinality': ('weights.html#_rosinality', 'cycle_nb/weights.py'),

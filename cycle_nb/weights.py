@@ -7,14 +7,15 @@ __all__ = ['NAMES', 'CLASSES', 'LAYOUTS', 'PUBLISHED', 'Record', 'read_checkpoin
            'mismatches', 'build_model', 'load_model', 'available', 'find_weights', 'load_generator', 'load_encoder',
            'in_layout', 'convert', 'download']
 
-# %% ../nbs/07_weights.ipynb #ef580cc5
-import contextlib, importlib, json, math, mmap, operator, pickletools, re, struct, zipfile
+# %% ../nbs/07_weights.ipynb #488ae17f
+import contextlib, importlib, json, math, mmap, pickletools, re, struct, zipfile
 from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn, Tensor
-from .core import InputError, _readable, atomic, cache_dir, fetch, generator, load_tensors, make_card, pretrained, save_tensors
+from .core import InputError, _readable, atomic, cache_dir, fetch, generator
+from .core import load_tensors, make_card, pretrained, save_tensors
 from .layers import fir_kernel
 from .stylegan2 import Generator
 
@@ -211,13 +212,13 @@ class _Pickle:
         if self.persistent is None: _bad('it refers to another file')
         self.push(self.persistent(*self.stack.pop()))
 
-# %% ../nbs/07_weights.ipynb #596d1ebf
+# %% ../nbs/07_weights.ipynb #aae1b79c
 class _Dtype:
     "A numpy type on its way."
     def __init__(self, code, *_):
         sizes = dict(f=(2, 4, 8), i=(1, 2, 4, 8), u=(1,), b=(1,))
         self.np = np.dtype(str(code)[:8])
-        if self.np.itemsize not in sizes.get(self.np.kind, ()): _bad(f'an array of {str(code)[:8]!r}')
+        if self.np.itemsize not in sizes.get(self.np.kind, ()): _bad(f'an array of {code!r:.8}')
         self.torch = getattr(torch, self.np.name)
     def order(self, state):
         "Little-endian only."
@@ -268,30 +269,34 @@ def _call(f, kind, args, state): return f.run(*args)
 
 def _path(*parts): return '/'.join(map(str, parts))
 
-# %% ../nbs/07_weights.ipynb #2de84781
-_RUN = {'_codecs.encode': _latin1, 'collections.OrderedDict': _dict, 'builtins.dict': _dict,
-        'collections.defaultdict': lambda *_: {}, 'builtins.set': _same, 'builtins.frozenset': _same,
-        'copyreg._reconstructor': lambda kind, *_: kind.run(), 'torch.Size': _same, 'torch.device': _device,
-        'torch._utils._rebuild_tensor': _Stored, 'torch._utils._rebuild_parameter': _same,
-        'torch._utils._rebuild_tensor_v2': lambda *args: _Stored(*args[:4]),
-        'torch._utils._rebuild_parameter_with_state': _same, 'torch._tensor._rebuild_from_type_v2': _call,
-        'torch.nn.parameter.Parameter': _same, 'torch.Tensor': _same, 'numpy.dtype': _Dtype,
-        'torch_utils.persistence._reconstruct_persistent_obj': _persistent}
+# %% ../nbs/07_weights.ipynb #a9b2bbaa
+_RUN = {
+    '_codecs.encode': _latin1, 'torch.device': _device, 'numpy.dtype': _Dtype,
+    'collections.OrderedDict': _dict, 'collections.defaultdict': lambda *_: {},
+    'builtins.dict': _dict, 'builtins.set': _same, 'builtins.frozenset': _same,
+    'copyreg._reconstructor': lambda kind, *_: kind.run(), 'torch.Size': _same,
+    'torch.Tensor': _same, 'torch.nn.parameter.Parameter': _same,
+    'torch._utils._rebuild_tensor': _Stored,
+    'torch._utils._rebuild_tensor_v2': lambda *args: _Stored(*args[:4]),
+    'torch._utils._rebuild_parameter': _same,
+    'torch._utils._rebuild_parameter_with_state': _same,
+    'torch._tensor._rebuild_from_type_v2': _call,
+    'torch_utils.persistence._reconstruct_persistent_obj': _persistent}
 _RUN |= {f'numpy.{core}.{name}': f for core in ('core', '_core') for name, f in {
     'multiarray._reconstruct': lambda *_: _Array(), 'multiarray.scalar': _scalar,
     'numeric._frombuffer': _from_buffer}.items()}
 _RUN |= {name: _dict for name in ('dnnlib.util.EasyDict', 'dnnlib.EasyDict', 'easydict.EasyDict')}
 _RUN |= {f'pathlib.{kind}Path': _path for kind in ('Posix', 'Windows', 'PurePosix', 'PureWindows')}
-_STORAGES = dict(Float='float32', Half='float16', Double='float64', BFloat16='bfloat16', Long='int64',
-                 Int='int32', Short='int16', Char='int8', Byte='uint8', Bool='bool')
+_STORAGES = dict(Float='float32', Half='float16', Double='float64', BFloat16='bfloat16',
+                 Long='int64', Int='int32', Short='int16', Char='int8', Byte='uint8', Bool='bool')
 NAMES = {k: _Call(f) for k, f in _RUN.items()}
 NAMES |= {k: _object(k) for k in ('argparse.Namespace', 'types.SimpleNamespace')}
 NAMES |= {f'torch.{k}Storage': getattr(torch, v) for k, v in _STORAGES.items()}
 NAMES |= {f'torch.{v}': getattr(torch, v) for v in _STORAGES.values()}
 NAMES |= {k: None for k in ('numpy.ndarray', 'builtins.object', 'builtins.list', 'builtins.int')}
 
-_CURES = {'dnnlib.tflib': 'a network of the TensorFlow era: convert it once with NVIDIA\'s legacy.py '
-          '(stylegan2-ada-pytorch), or take the published PyTorch file',
+_CURES = {'dnnlib.tflib': 'a network of the TensorFlow era: convert it once with NVIDIA\'s '
+          'legacy.py (stylegan2-ada-pytorch), or take the published PyTorch file',
           'torch.nn.': 'a whole model: save its state_dict() instead', '': 'nothing of it was run'}
 
 def _find(names, module, name):
@@ -340,7 +345,7 @@ def _plain(mm):
     names = NAMES | {'torch.storage._load_from_bytes': _Call(load)}
     return _Pickle(mm, len(mm), names, budget=budget).run()
 
-# %% ../nbs/07_weights.ipynb #fde5bb84
+# %% ../nbs/07_weights.ipynb #e0af9236
 def _directory_size(mm)->int:
     "Bytes of a zip file's table of contents, from its last lines."
     end = mm.rfind(b'PK\x05\x06', max(0, len(mm) - 65557))
@@ -356,7 +361,8 @@ def _members(mm)->dict:
     out = {}
     for i in zipfile.ZipFile(mm).infolist():
         head = mm[i.header_offset:i.header_offset + 30]
-        if i.compress_type or i.flag_bits & 1 or head[:4] != b'PK\x03\x04': _bad(f'part {i.filename:.80} is packed')
+        if i.compress_type or i.flag_bits & 1 or head[:4] != b'PK\x03\x04':
+            _bad(f'part {i.filename:.80} is packed')
         start = i.header_offset + 30 + sum(struct.unpack('<HH', head[26:30]))
         if start + i.file_size > len(mm): _bad('numbers are missing')
         out[i.filename] = start, i.file_size
@@ -366,7 +372,8 @@ def _zip(mm):
     "A torch file of today: a zip file of one pickle and one part per storage."
     parts = _members(mm)
     tops = [k[:-8] for k in parts if k.endswith('data.pkl')]
-    if len(tops) != 1 or any(k.startswith(tops[0] + 'code/') for k in parts): _bad('no torch checkpoint, or a compiled one')
+    if len(tops) != 1 or any(k.startswith(tops[0] + 'code/') for k in parts):
+        _bad('no torch checkpoint, or a compiled one')
     order, _ = parts.get(tops[0] + 'byteorder', (0, 0))
     if mm[order:order + 3] == b'big': _bad('numbers in another order of bytes')
     def storage(_, dtype, key, location, numel):
@@ -376,7 +383,7 @@ def _zip(mm):
     mm.seek(start)
     return _Pickle(mm, start + size, NAMES, storage).run()
 
-# %% ../nbs/07_weights.ipynb #670fe240
+# %% ../nbs/07_weights.ipynb #ce37fc06
 class _Reading:
     "Turns what is stored into tensors: every object and every row of numbers once."
     def __init__(self, limit): self.seen, self.flats, self.left = {}, {}, limit
@@ -413,14 +420,16 @@ class _Reading:
 def _explained(path):
     "Whatever goes wrong inside becomes one clear line."
     try: yield
-    except InputError as e: raise InputError(f'{path}: {e}') from None
+    except InputError as e:
+        raise InputError(f'{path}: {" ".join(str(e).split())[:600]}') from None
     except Exception as e:
         why = ' '.join(str(e).split())[:80] or type(e).__name__
         raise InputError(f'{path}: damaged, or no checkpoint ({why}); get it again') from None
 
 _WRONG = {b'<': 'a web page instead of a file: open its address in a browser',
           b'version https://git-lfs': 'a git-lfs pointer instead of a file: run git lfs pull',
-          b'\x1f\x8b': 'a packed file: unpack it first', b'\x89HDF': 'an HDF5 file of another library'}
+          b'\x1f\x8b': 'a packed file: unpack it first',
+          b'\x89HDF': 'an HDF5 file of another library'}
 
 _TYPES = dict(F16='float16', BF16='bfloat16', F32='float32', F64='float64', I8='int8', I16='int16',
               I32='int32', I64='int64', U8='uint8', BOOL='bool')
@@ -445,7 +454,8 @@ def _tree(path):
         if head.startswith(k): raise InputError(v)
     if head[:4] == b'PK\x03\x04': return _zip(mm)
     if head[:15] == _MAGIC: return _legacy(mm, 0, len(mm))
-    if head[:6] == b'\x93NUMPY': return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))
+    if head[:6] == b'\x93NUMPY':
+        return torch.from_numpy(np.load(path, mmap_mode='c', allow_pickle=False))
     if head[8:9] != b'{': return _plain(mm)
     return _safetensors(mm, path)
 
@@ -497,7 +507,7 @@ def save_generator(
     "Write a generator."
     save_model(G, path, card, half)
 
-# %% ../nbs/07_weights.ipynb #24df9ac2
+# %% ../nbs/07_weights.ipynb #3193e4b9
 def _few(names)->str:
     "At most five names."
     names = sorted(names)
@@ -520,7 +530,8 @@ def _modest(config)->dict:
     for k, v in config.items():
         top = 2**17 if k.startswith('channel') else 4096
         for n in v if isinstance(v, (list, tuple)) else [v]:
-            if isinstance(n, (int, float)) and not -1 <= n <= top: _bad(f'its card says {k} = {n!r:.20}')
+            if isinstance(n, (int, float)) and not -1 <= n <= top:
+                _bad(f'its card says {k} = {n!r:.20}')
     return config
 
 def build_model(
@@ -567,17 +578,18 @@ def find_weights(
     have = ', '.join(available()) or 'nothing'
     raise InputError(f'{name}: no such file, and no network of that name; the package has {have}')
 
-# %% ../nbs/07_weights.ipynb #ab822778
+# %% ../nbs/07_weights.ipynb #3352595e
 def _nvidia(name:str)->str: return name.replace('mapping.layers.', 'mapping.fc')
 
-_PARTS = {'weight': 'conv.weight', 'affine.weight': 'conv.modulation.weight', 'bias': 'activate.bias',
-          'affine.bias': 'conv.modulation.bias', 'noise_strength': 'noise.weight'}
+_PARTS = {'weight': 'conv.weight', 'bias': 'activate.bias', 'noise_strength': 'noise.weight',
+          'affine.weight': 'conv.modulation.weight', 'affine.bias': 'conv.modulation.bias'}
 
 def _rosinality(name:str)->str:
     "Blocks are counted there, not named by their resolution."
     if name == 'synthesis.b4.const': return 'input.input'
     if name == 'mapping.w_avg': return 'latent_avg'
-    if m := re.fullmatch(r'mapping\.layers\.(\d+)\.(\w+)', name): return f'style.{int(m[1]) + 1}.{m[2]}'
+    if m := re.fullmatch(r'mapping\.layers\.(\d+)\.(\w+)', name):
+        return f'style.{int(m[1]) + 1}.{m[2]}'
     if not (m := re.fullmatch(r'synthesis\.b(\d+)\.(conv0|conv1|torgb)\.(.+)', name)): return name
     k, part = int(m[1]).bit_length() - 4, m[3]             # -1 for the first block, 0, 1, …
     n = 2 * k + (m[2] == 'conv1')                          # its convolution
@@ -588,7 +600,7 @@ def _rosinality(name:str)->str:
 
 LAYOUTS = dict(ours=str, nvidia=_nvidia, rosinality=_rosinality)
 
-# %% ../nbs/07_weights.ipynb #413ba949
+# %% ../nbs/07_weights.ipynb #5fecee8d
 def _config(have:dict, there)->dict:
     "A generator's arguments, from the names and shapes of its tensors."
     def dim(name, i): return have[there(name)].shape[i]
@@ -607,7 +619,7 @@ _OTHERS = {'mapping.embed.weight': 'a conditional generator: take one without cl
            'final_linear.0.weight': 'a discriminator: take the generator of the same training',
            'fc.weight': 'a discriminator: take the generator of the same training',
            'input_layer.0.weight': 'an encoder: load_encoder reads it',
-           'encoder.input_layer.0.weight': 'an encoder without its generator: load_encoder reads it',
+           'encoder.input_layer.0.weight': 'an encoder, no generator: load_encoder reads it',
            'heads.0.linear.weight': 'an encoder: load_encoder reads it'}
 
 def _layout(have:dict)->str:
@@ -629,11 +641,11 @@ def _without_filters(have:dict)->dict:
     for k, t in have.items():
         gain = next((v for end, v in fixed.items() if k.endswith(end)), None)
         if gain is None: out[k] = t
-        elif t.shape != (4, 4) or not torch.allclose(_now(t).float(), fir_kernel() * gain, atol=1e-4):
+        elif t.shape != (4, 4) or (_now(t).float() / gain - fir_kernel()).abs().max() > 1e-4:
             raise InputError(f'{k}: another low-pass filter than [1,3,3,1], which is all we have')
     return out
 
-# %% ../nbs/07_weights.ipynb #8f53f360
+# %% ../nbs/07_weights.ipynb #78962077
 def _flatten(network:Record)->tuple[dict, dict]:
     "Tensors by dotted name, and the attributes of every module, of a pickled PyTorch object."
     tensors, states, todo = {}, {}, [('', network)]
@@ -643,7 +655,7 @@ def _flatten(network:Record)->tuple[dict, dict]:
         for kind in ('_parameters', '_buffers'):
             tensors |= {at + k: t for k, t in r.state[kind].items() if t is not None}
         todo += [(f'{at}{k}.', m) for k, m in r.state['_modules'].items()]
-        if len(states) + len(todo) + len(tensors) > 4000 or at.count('.') > 9: _bad('too many modules')
+        if len(states) + len(todo) + len(tensors) > 4000: _bad('too many modules')
     return tensors, states
 
 def _only(values, what):
@@ -654,12 +666,15 @@ def _only(values, what):
 
 def _facts(states:dict)->dict:
     "What NVIDIA's objects say beyond their tensors; what we have not is refused."
-    if states['']['class'] != 'Generator': raise InputError(f'holds a {states[""]["class"]}, no generator')
+    if (kind := states['']['class']) != 'Generator':
+        raise InputError(f'holds a {kind}, no generator')
     if states[''].get('c_dim'): raise InputError(f'holds {_OTHERS["mapping.embed.weight"]}')
     for at, s in states.items():
         want = 'linear' if at.endswith(('affine.', 'skip.')) else 'lrelu'
-        if s.get('activation', want) != want: raise InputError(f'{at}activation is {s["activation"]!r:.20}; we have lrelu')
-    clamps = (s['conv_clamp'] for at, s in states.items() if 'conv_clamp' in s and not at.endswith('skip.'))
+        if s.get('activation', want) != want:
+            raise InputError(f'{at}activation is {s["activation"]!r:.20}; we have lrelu')
+    clamped = {at: s for at, s in states.items() if 'conv_clamp' in s and not at.endswith('skip.')}
+    clamps = (s['conv_clamp'] for s in clamped.values())
     slow = (s['bias_gain'] for at, s in states.items() if 'mapping.fc' in at and 'bias_gain' in s)
     return dict(clamp=_only(clamps, 'conv_clamp'), lr_mul=_only(slow, 'the learning rate'))
 
@@ -670,7 +685,7 @@ def _settings(facts)->dict:
         if type(v) not in (int, float) or not 0 < v < 1e6: _bad(f'{k} is {v!r:.20}')
     return out
 
-# %% ../nbs/07_weights.ipynb #db4b5da9
+# %% ../nbs/07_weights.ipynb #4eb4c481
 def _mean_code(t)->Tensor:
     "A mean code (D,), (1,D) or one per layer (L,D)."
     t = _now(t).float()
@@ -680,7 +695,8 @@ def _mean_code(t)->Tensor:
 def _generator_of(tree)->tuple[dict, dict]:
     "The generator's tensors by name and its settings, wherever in a file they are."
     if not isinstance(tree, (dict, Record)): raise InputError('holds no generator')
-    facts, mean = (tree.get('config'), tree.get('latent_avg')) if type(tree) is dict else (None, None)
+    beside = tree if type(tree) is dict else {}
+    facts, mean = beside.get('config'), beside.get('latent_avg')
     for k in ('G_ema', 'g_ema', 'state_dict', 'G', 'g'):
         if type(tree) is dict and isinstance(tree.get(k), (dict, Record)): tree = tree[k]
     if type(tree) is Record:
@@ -693,15 +709,16 @@ def _generator_of(tree)->tuple[dict, dict]:
     if mean is not None: have['latent_avg'] = _mean_code(mean)
     return have, _settings(facts if type(facts) is dict else {})
 
-# %% ../nbs/07_weights.ipynb #3d076794
+# %% ../nbs/07_weights.ipynb #bd8196a5
 def _ours(have:dict, want:dict, there)->dict:
     "Tensors under our names; anything missing, left over or of another shape is an error."
     names = {there(k): k for k in want}
     out = {names.get(k, k): t for k, t in have.items()}
-    def shape(k): return tuple(n for n in out[k].shape if n != 1), tuple(n for n in want[k].shape if n != 1)
-    same = {k for k in out.keys() & want.keys() if operator.eq(*shape(k))}
+    def core(t): return [n for n in t.shape if n != 1]
+    same = {k for k in out.keys() & want.keys() if core(out[k]) == core(want[k])}
     shapes = {k: want[k] if k in same else t for k, t in out.items()}
-    if bad := mismatches(want, shapes): raise InputError(f'does not fit a generator; {"; ".join(bad)}')
+    if bad := mismatches(want, shapes):
+        raise InputError(f'does not fit a generator; {"; ".join(bad)}')
     return out
 
 def _completed(have:dict, want:dict, there)->list[str]:
@@ -722,7 +739,8 @@ def _filled(model:nn.Module, tensors:dict)->nn.Module:
     for k, to in model.state_dict().items():
         to.copy_(_now(tensors[k]).reshape(to.shape))
         if isinstance(tensors[k], _Stored): tensors[k].storage.release()
-        if not to.isfinite().all(): raise InputError(f'{k} holds numbers that are not finite; get it again')
+        if not to.isfinite().all():
+            raise InputError(f'{k} holds numbers that are not finite; get it again')
     return model.eval()
 
 @torch.no_grad()
@@ -748,7 +766,7 @@ def _read_generator(tree, card:dict)->Generator:
     G.card = card if own else dict(kind='generator', layout=layout, notes=notes)
     return G
 
-# %% ../nbs/07_weights.ipynb #8b158101
+# %% ../nbs/07_weights.ipynb #76bfaa5d
 def load_generator(
     name, # bundle ("sdfaces64"), file of any layout, key of `PUBLISHED`, "hf:owner/name"
     device='cpu', # where it shall be
@@ -760,8 +778,8 @@ def load_generator(
     _readable(path)
     with _explained(path):
         tree, card = _tree(path), _card(path)
-        if card.get('class', 'Generator') != 'Generator':
-            raise InputError(f'its card names the class {card["class"]!r:.40}, no generator')
+        if card.get('class') in CLASSES.keys() - {'Generator'}:
+            raise InputError(f'its card names the class {card["class"]}, no generator')
         return _read_generator(tree, card).to(device)
 
 # %% ../nbs/07_weights.ipynb #730813cf
@@ -772,16 +790,19 @@ def load_encoder(
     "A trained encoder."
     return load_model(find_weights(name), device)
 
-# %% ../nbs/07_weights.ipynb #4117a598
+# %% ../nbs/07_weights.ipynb #190d6785
 def _shape_there(name:str, t:Tensor)->Tensor:
     "rosinality's tensors have more axes of length one."
     if name.endswith('torgb.bias'): return t.reshape(1, -1, 1, 1)
     if name.endswith('noise_const'): return t[None, None]
     return t[None] if t.ndim == 4 or name.endswith(('b4.const', 'noise_strength')) else t
 
-_FILTERS = dict(ours={}, nvidia={
-    r'(.*\.(conv\d|skip)\.)weight': ('resample_filter', 1), r'(.*\.b\d+\.)conv1\.weight': ('resample_filter', 1)},
-    rosinality={r'(convs\.\d*[02468]\.conv\.)weight': ('blur.kernel', 4), r'(to_rgbs\.\d+\.)bias': ('upsample.kernel', 4)})
+_FILTERS = dict(
+    ours={},
+    nvidia={r'(.*\.(conv\d|skip)\.)weight': ('resample_filter', 1),
+            r'(.*\.b\d+\.)conv1\.weight': ('resample_filter', 1)},
+    rosinality={r'(convs\.\d*[02468]\.conv\.)weight': ('blur.kernel', 4),
+                r'(to_rgbs\.\d+\.)bias': ('upsample.kernel', 4)})
 
 def _filters(names, layout:str)->dict:
     "The fixed low-pass filters that the other layouts store with every layer."
@@ -794,7 +815,8 @@ def in_layout(
     layout:str, # 'ours', 'nvidia' or 'rosinality'
 )->dict: # name → tensor
     "A generator's tensors under the names and in the shapes of a layout."
-    if layout not in LAYOUTS: raise InputError(f'no layout {layout!r}; there are {", ".join(LAYOUTS)}')
+    if layout not in LAYOUTS:
+        raise InputError(f'no layout {layout!r}; there are {", ".join(LAYOUTS)}')
     want, c = dict(architecture='skip', clamp=None, lr_mul=.01, z_dim=G.w_dim), G.config
     if layout == 'rosinality' and (odd := [f'{k}={c[k]!r}' for k in want if c[k] != want[k]]):
         raise InputError(f'rosinality\'s generator has no {", ".join(odd)}; choose another layout')
@@ -802,7 +824,7 @@ def in_layout(
     out = {LAYOUTS[layout](k): shaped(k, t) for k, t in G.state_dict().items()}
     return out | _filters(out, layout)
 
-# %% ../nbs/07_weights.ipynb #f5ce9626
+# %% ../nbs/07_weights.ipynb #05b20e43
 def _pt(G, tensors:dict, layout:str)->dict:
     "What the public code expects to find in a .pt file; `config` has what the names do not tell."
     if layout != 'rosinality': return {'G_ema': tensors, 'config': G.config}
@@ -822,50 +844,74 @@ def convert(
     layout = layout or ('ours' if dst.suffix == '.safetensors' else 'rosinality')
     tensors = in_layout(G, layout)
     card = make_card('generator') | G.card | dict(source=str(src), config=G.config)
-    card = card | {'class': 'Generator'} if layout == 'ours' else {k: v for k, v in card.items() if k != 'class'}
+    card['class'] = 'Generator' if layout == 'ours' else layout
     if dst.suffix == '.safetensors': save_tensors(dst, tensors, card | dict(layout=layout), half)
     else:
         with atomic(dst) as part: torch.save(_pt(G, tensors, layout), part)
     return dst
 
-# %% ../nbs/07_weights.ipynb #f605a9d5
-_NVIDIA = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/'
-_SOURCE = _NVIDIA + 'transfer-learning-source-nets/'
+# %% ../nbs/07_weights.ipynb #973e1703
+_ADA = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/'
+_START = _ADA + 'transfer-learning-source-nets/'
 _HUB, _DRIVE = 'https://huggingface.co/', 'https://drive.google.com/file/d/'
-_NC = 'Nvidia Source Code License, non-commercial: https://nvlabs.github.io/stylegan2-ada-pytorch/license.html'
-_NC2 = 'Nvidia Source Code License-NC, of the weights it was converted from: https://nvlabs.github.io/stylegan2/license.html'
-_MIT = 'MIT, of the code it was published with; the generator inside is NVIDIA\'s, non-commercial'
-PUBLISHED = {r[0]: dict(zip(('url', 'licence', 'sha256', 'size', 'what'), r[1:])) for r in (
-    ('ffhq1024-ada', _NVIDIA + 'ffhq.pkl', _NC, None, None, 'generator of faces, 1024 px'),
-    ('ffhq512-ada', _SOURCE + 'ffhq-res512-mirror-stylegan2-noaug.pkl', _NC, None, None, 'generator of faces, 512 px'),
-    ('ffhq256-ada', _SOURCE + 'ffhq-res256-mirror-paper256-noaug.pkl', _NC, None, None, 'generator of faces, 256 px, half width'),
-    ('metfaces1024-ada', _NVIDIA + 'metfaces.pkl', _NC, None, None, 'generator of painted faces, 1024 px'),
-    ('afhqcat512-ada', _NVIDIA + 'afhqcat.pkl', _NC, None, None, 'generator of cats, 512 px'),
-    ('afhqdog512-ada', _NVIDIA + 'afhqdog.pkl', _NC, None, None, 'generator of dogs, 512 px'),
-    ('afhqwild512-ada', _NVIDIA + 'afhqwild.pkl', _NC, None, None, 'generator of wild animals, 512 px'),
-    ('ffhq1024', _HUB + 'akhaliq/OneshotCLIP-stylegan2-ffhq/resolve/024390a9508cb2d124dfaa8ec1caee3ad1a9da59/'
-     'stylegan2-ffhq-config-f.pt', _NC2, 'bae494ef77e32a9cd1792a81a3c167692a0e64f6bcd8b06592ff42917e2ed46e',
-     381462551, 'the generator of faces, 1024 px, that pSp and e4e encode into'),
-    ('e4e-ffhq', _HUB + 'wmpscc/StyleGene/resolve/e301280ac9a63ba7ebb4be3311128bb6c9cb9ae2/e4e_ffhq_encode.pt',
-     _MIT, '2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999', 1201649680, 'e4e encoder of faces with its generator'),
-    ('ir-se50', _HUB + 'lithiumice/ArcFace_PyTorch/resolve/086811ee76897fdfd94335ea4ff40ae074136022/'
-     'InsightFace_Pytorch+model_ir_se50.pth', 'MIT, of InsightFace_Pytorch: https://github.com/TreB1eN/InsightFace_Pytorch',
-     'a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28', 175367323, 'ArcFace network, encoder backbone and identity'),
-    ('psp-ffhq', _DRIVE + '1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0/view', _MIT, None, None, 'pSp encoder of faces with its generator'),
-    ('restyle-e4e-ffhq', _DRIVE + '1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e/view', _MIT, None, None, 'ReStyle e4e encoder of faces with its generator'),
-    ('cycle-ffhq', _DRIVE + '1_AfQgD0J9cHsHDra18BjlnUgHN6RdbTu/view', _MIT, None, None, 'the paper\'s cycle encoder of faces with its generator'))}
+_NC = 'Nvidia Source Code License, non-commercial use only: https://nvlabs.github.io/'
+_ADA_NC = _NC + 'stylegan2-ada-pytorch'
+_CODE = 'MIT for its code; the generator inside is NVIDIA\'s, for non-commercial use only'
 
-# %% ../nbs/07_weights.ipynb #600e4ce4
+def _published(what, url, licence, sha256=None, size=None):
+    return dict(what=what, url=url, licence=licence, sha256=sha256, size=size)
+
+PUBLISHED = {
+    'ffhq1024-ada': _published(
+        'generator of faces, 1024 px', _ADA + 'ffhq.pkl', _ADA_NC),
+    'ffhq512-ada': _published(
+        'generator of faces, 512 px', _START + 'ffhq-res512-mirror-stylegan2-noaug.pkl', _ADA_NC),
+    'ffhq256-ada': _published(
+        'generator of faces, 256 px, half width',
+        _START + 'ffhq-res256-mirror-paper256-noaug.pkl', _ADA_NC),
+    'metfaces1024-ada': _published(
+        'generator of painted faces, 1024 px', _ADA + 'metfaces.pkl', _ADA_NC),
+    'afhqcat512-ada': _published(
+        'generator of cats, 512 px', _ADA + 'afhqcat.pkl', _ADA_NC),
+    'afhqdog512-ada': _published(
+        'generator of dogs, 512 px', _ADA + 'afhqdog.pkl', _ADA_NC),
+    'afhqwild512-ada': _published(
+        'generator of wild animals, 512 px', _ADA + 'afhqwild.pkl', _ADA_NC),
+    'ffhq1024': _published(
+        'generator of faces, 1024 px, that pSp and e4e encode into',
+        _HUB + 'akhaliq/OneshotCLIP-stylegan2-ffhq/resolve/'
+        '024390a9508cb2d124dfaa8ec1caee3ad1a9da59/stylegan2-ffhq-config-f.pt', _NC + 'stylegan2',
+        'bae494ef77e32a9cd1792a81a3c167692a0e64f6bcd8b06592ff42917e2ed46e', 381462551),
+    'e4e-ffhq': _published(
+        'e4e encoder of faces, with its generator', _HUB + 'wmpscc/StyleGene/resolve/'
+        'e301280ac9a63ba7ebb4be3311128bb6c9cb9ae2/e4e_ffhq_encode.pt', _CODE,
+        '2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999', 1201649680),
+    'ir-se50': _published(
+        'ArcFace network: backbone of encoders, measure of identity',
+        _HUB + 'lithiumice/ArcFace_PyTorch/resolve/086811ee76897fdfd94335ea4ff40ae074136022/'
+        'InsightFace_Pytorch+model_ir_se50.pth', 'MIT: github.com/TreB1eN/InsightFace_Pytorch',
+        'a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28', 175367323),
+    'psp-ffhq': _published('pSp encoder of faces, with its generator',
+                           _DRIVE + '1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0/view', _CODE),
+    'restyle-e4e-ffhq': _published('ReStyle e4e encoder of faces, with its generator',
+                                   _DRIVE + '1e2oXVeBPXMQoUoC_4TNwAWpOPpSEhE_e/view', _CODE),
+    'cycle-ffhq': _published('the paper\'s encoder of faces, with its generator',
+                             _DRIVE + '1_AfQgD0J9cHsHDra18BjlnUgHN6RdbTu/view', _CODE)}
+
+# %% ../nbs/07_weights.ipynb #a37c3ffc
 def download(
     name:str, # of `PUBLISHED`
     to=None, # the file; default: in the cache
 )->Path: # the verified file
     "Fetch a published checkpoint once; its licence is shown first."
-    if name not in PUBLISHED: raise InputError(f'{name}: not published that we know; there are {", ".join(PUBLISHED)}')
+    if name not in PUBLISHED:
+        raise InputError(f'{name}: nothing of that name is known; there are {", ".join(PUBLISHED)}')
     p = PUBLISHED[name]
-    to = Path(to or cache_dir()/'checkpoints'/f'{name}{Path(p["url"]).suffix or ".pt"}').expanduser()
+    file = name + (Path(p['url']).suffix or '.pt')
+    to = Path(to or cache_dir()/'checkpoints'/file).expanduser()
     if not to.is_file():
         print(f'{name}: {p["what"]}\n  from {p["url"]}\n  licence: {p["licence"]}', flush=True)
-        if p['url'].startswith(_DRIVE): raise InputError(
-            f'{name}: lies on Google Drive, which wants a person; fetch it with a browser from {p["url"]} to {to}')
+        if p['url'].startswith(_DRIVE):
+            raise InputError(f'{name}: lies on Google Drive, which serves browsers only; '
+                             f'fetch {p["url"]} yourself, as {to}')
     return fetch(p['url'], p['sha256'], to)

@@ -161,6 +161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.encoder.SE': ('encoder.html#se', 'cycle_nb/encoder.py'),
                                   'cycle_nb.encoder.SE.__init__': ('encoder.html#se.__init__', 'cycle_nb/encoder.py'),
                                   'cycle_nb.encoder.SE.forward': ('encoder.html#se.forward', 'cycle_nb/encoder.py'),
+                                  'cycle_nb.encoder._own_tensors': ('encoder.html#_own_tensors', 'cycle_nb/encoder.py'),
                                   'cycle_nb.encoder.arcface_from_tensors': ('encoder.html#arcface_from_tensors', 'cycle_nb/encoder.py'),
                                   'cycle_nb.encoder.assemble': ('encoder.html#assemble', 'cycle_nb/encoder.py'),
                                   'cycle_nb.encoder.encoder_from_checkpoint': ( 'encoder.html#encoder_from_checkpoint',

@@ -192,7 +192,7 @@ def save_directions(
     "Write the directions and their card."
     save_tensors(path, directions, card or make_card("directions"))
 
-# %% ../nbs/18_edit.ipynb #994a14e5
+# %% ../nbs/18_edit.ipynb #76605fb1
 def _npz(path)->dict:
     "The arrays of a .npz file, None when it is none; nothing pickled is read."
     try:
@@ -220,8 +220,8 @@ def _components(data:dict, path)->dict: # name -> (D,)
     for comp, std in (("lat_comp", "lat_stdev"), ("comp", "std")):
         if comp not in data or std not in data: continue
         rows, sigma = data[comp], data[std].flatten()
-        if len(rows) != len(sigma): raise InputError(f"{path}: {comp} and {std} do not belong together")
-        return {f"pc{i}": _direction(r*s, f"pc{i}", path) for i, (r, s) in enumerate(zip(rows, sigma))}
+        if len(rows) != len(sigma): raise InputError(f"{path}: {comp} and {std} differ in number")
+        return {f"pc{i}": _direction(rows[i]*sigma[i], f"pc{i}", path) for i in range(len(rows))}
 
 def read_directions(
     path, # .npy, .pt, .npz or .safetensors; what is in it decides, not its name
@@ -231,9 +231,9 @@ def read_directions(
     data = _npz(path) if path.is_file() else None
     data = read_checkpoint(path) if data is None else data
     if not isinstance(data, dict): return {path.stem: _direction(data, path.stem, path)}
-    found = _components(data, path) or {str(k): _direction(v, str(k), path) for k, v in data.items()}
-    if not found: raise InputError(f"{path}: holds no directions")
-    return found
+    if not data: raise InputError(f"{path}: holds no directions")
+    named = _components(data, path)
+    return named or {str(k): _direction(v, str(k), path) for k, v in data.items()}
 
 # %% ../nbs/18_edit.ipynb #a59db630
 FILES = ".safetensors", ".pt", ".pth", ".npy", ".npz"

@@ -181,7 +181,7 @@ def assemble(
     "wp_0 = w, wp_i = w + Δ_i."
     return torch.cat([w[:, None], w[:, None] + delta], 1)
 
-# %% ../nbs/10_encoder.ipynb #65dff8e7
+# %% ../nbs/10_encoder.ipynb #e8ce1512
 class Encoder(Hub, nn.Module):
     "Image to code; `stage` offsets are added to w, and the mean w to all."
     def __init__(self,
@@ -233,7 +233,8 @@ class Encoder(Hub, nn.Module):
         "What the heads read."
         if img.shape[1] != self.channels:
             cure = "; use restyle(img, E, G)" if self.channels == 6 else ""
-            raise InputError(f"this encoder reads {self.channels} channels, not {img.shape[1]}{cure}")
+            has = f"{self.channels} channels, not {img.shape[1]}"
+            raise InputError(f"this encoder reads {has}{cure}")
         x = resized(img, self.resolution).contiguous(memory_format=torch.channels_last)
         return self.pyramid(self.body(x))
 
@@ -279,7 +280,7 @@ def public_name(
     for pattern, name in _NAMES: key = re.sub(pattern, name, key)
     return key
 
-# %% ../nbs/10_encoder.ipynb #d505f67f
+# %% ../nbs/10_encoder.ipynb #22024e97
 def fill(
     net:nn.Module, # on the meta device: shapes without memory
     tensors:dict, # public name -> tensor
@@ -293,12 +294,14 @@ def fill(
     tensors = counts | tensors              # old files have no such counters
     if bad := mismatches(want, tensors):
         raise InputError(f"{path}: does not fit {type(net).__name__}; {'; '.join(bad)}")
+    if bad := [k for k in want if not tensors[k].isfinite().all()]:
+        raise InputError(f"{path}: {bad[0]} holds numbers that are not finite; get it again")
     net = net.to_empty(device="cpu")
     state = {k: tensors[public_name(k, size)] for k in net.state_dict() if k not in skip}
     net.load_state_dict(state, strict=False)
     return net.eval()
 
-# %% ../nbs/10_encoder.ipynb #6890188a
+# %% ../nbs/10_encoder.ipynb #163af984
 KINDS = {       # the encoder's name in the options of a file -> arguments of `Encoder`
     "Encoder4Editing": {}, "GradualStyleEncoder": dict(offsets=False),
     "ProgressiveBackboneEncoder": dict(maps=1),
@@ -321,7 +324,8 @@ def published_config(
     size = "resnet34" if "conv1.weight" in tensors else "full"
     stem = tensors.get("conv1.weight" if size == "resnet34" else "input_layer.0.weight")
     linear = tensors.get("styles.0.linear.weight")
-    if stem is None or linear is None or stem.ndim != 4 or linear.ndim != 2 or convs > 10:
+    odd = stem is None or linear is None or stem.ndim != 4 or linear.ndim != 2
+    if odd or convs > 10 or L > 64:
         raise InputError(f"{path}: no encoder of the pSp family (input_layer, body, styles)")
     return dict(resolution=16*2**convs, num_ws=L, w_dim=len(linear), size=size, stage=L - 1,
                 channels=stem.shape[1]) | KINDS[encoder_type]
@@ -333,14 +337,15 @@ def mean_code(
     path, # the file, for messages
 )->Tensor: # (D,) when all rows are equal, else (L,D)
     "The mean code of a file."
-    avg = torch.zeros(w_dim) if avg is None else avg.detach().float().clone()
-    rows = avg.reshape(-1, avg.shape[-1]) if avg.ndim else avg.reshape(1, 1)
-    if rows.shape[1] != w_dim or len(rows) not in (1, num_ws):
-        raise InputError(f"{path}: its mean code is {tuple(avg.shape)}; "
-                         f"it must be ({w_dim},) or ({num_ws}, {w_dim})")
-    return rows[0].clone() if (rows == rows[0]).all() else rows
+    avg = torch.zeros(w_dim) if avg is None else avg
+    shape = tuple(avg.shape) if isinstance(avg, Tensor) else "no tensor"
+    if shape not in ((w_dim,), (1, w_dim), (num_ws, w_dim)) or not avg.isfinite().all():
+        raise InputError(f"{path}: its mean code is {shape}; "
+                         f"it must be ({w_dim},) or ({num_ws}, {w_dim}), all numbers finite")
+    rows = avg.detach().float().reshape(-1, w_dim)
+    return (rows[0] if (rows == rows[0]).all() else rows).clone()
 
-# %% ../nbs/10_encoder.ipynb #8524ae4a
+# %% ../nbs/10_encoder.ipynb #3cd1290f
 def encoder_from_tensors(
     tensors:dict, # public name -> tensor, without "encoder." in front
     encoder_type:str, # "Encoder4Editing" (e4e, cycle), "GradualStyleEncoder" (pSp), see `KINDS`
@@ -363,7 +368,15 @@ def option(
     "One of the options a file carries."
     opts = opts.state if isinstance(opts, Record) else opts
     opts = opts if isinstance(opts, dict) else getattr(opts, "__dict__", {})
-    return opts.get(name, default)
+    return opts.get(name, default) if isinstance(opts, dict) else default
+
+def _own_tensors(data, path)->dict:
+    "The encoder's tensors in a file's contents, by their public names."
+    sd = data.get("state_dict", data) if isinstance(data, dict) else None
+    if not isinstance(sd, dict): raise InputError(f"{path}: no encoder of the pSp family")
+    sd = {k: v for k, v in sd.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    inside = {k[8:]: v for k, v in sd.items() if k.startswith("encoder.")}
+    return inside or {k: v for k, v in sd.items() if k != "latent_avg"}
 
 def encoder_from_checkpoint(
     data:dict, # contents of a pSp-family file: state_dict, latent_avg, opts
@@ -372,12 +385,10 @@ def encoder_from_checkpoint(
     w_avg:Tensor=None, # mean w; None: the file's own
 )->Encoder:
     "The encoder in a file of pSp, e4e, ReStyle or CycleEncoding."
-    tensors, opts = data.get("state_dict", data), data.get("opts", {})
-    own = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")} or tensors
-    own = {k: v for k, v in own.items() if isinstance(v, Tensor) and k != "latent_avg"}
+    own, opts = _own_tensors(data, path), data.get("opts")
     w_avg = data.get("latent_avg") if w_avg is None else w_avg
     kind = encoder_type or option(opts, "encoder_type")
-    if kind is None:
+    if not isinstance(kind, str):
         raise InputError(f"{path}: does not say what its heads mean; give encoder_type="
                          "'Encoder4Editing' (e4e, cycle) or 'GradualStyleEncoder' (pSp)")
     centred = option(opts, "start_from_latent_avg", True) or "Backbone" in kind
@@ -402,7 +413,7 @@ def restyle(
         codes.append(wp := wp + E(torch.cat([img, now], 1), stage) - mean)
     return codes
 
-# %% ../nbs/10_encoder.ipynb #bbcca9ea
+# %% ../nbs/10_encoder.ipynb #5190baf8
 class ArcFace(nn.Module):
     "Identity of real, aligned faces (Deng et al. 2019, IR-SE-50); used as `losses.Identity` is."
     def __init__(self,
@@ -457,13 +468,13 @@ def start_from_arcface(
     tensors:dict, # public name -> tensor, of an ArcFace IR-SE-50 file
     path="these tensors", # for messages
 )->Encoder:
-    "Begin with a body that knows faces, as the family does; of a six-channel input the first three."
+    "Begin with a body that knows faces, as published; of a six-channel input the first three."
     if E.size != "full": raise InputError(f"{path}: is for encoders of size 'full', not {E.size!r}")
     body = {"body." + k: v for k, v in E.body.state_dict().items() if "num_batches" not in k}
-    stem, have = E.body.input[0].weight.detach().clone(), dict(tensors)
-    if "input_layer.0.weight" in have: stem[:, :3] = have["input_layer.0.weight"]
-    have = {k: v for k, v in have.items() if k.split(".")[0] in ("input_layer", "body")}
-    have = {k: v for k, v in have.items() if "num_batches" not in k} | {"input_layer.0.weight": stem}
+    have = {k: v for k, v in tensors.items() if "num_batches" not in k
+            and k.split(".")[0] in ("input_layer", "body")}
+    stem, first = E.body.input[0].weight.detach().clone(), "input_layer.0.weight"
+    if first in have: stem[:, :3], have[first] = have[first], stem
     if bad := mismatches({public_name(k): v for k, v in body.items()}, have):
         raise InputError(f"{path}: no IR-SE-50 body; {'; '.join(bad)}")
     E.body.load_state_dict({k[5:]: have[public_name(k)] for k in body}, strict=False)

@@ -167,7 +167,7 @@ def face_square(
     x = x/x.norm()*max(2*e.norm(), 1.8*m.norm())
     return torch.stack([x, torch.stack([-x[1], x[0]]), eyes + .1*m], 1).float()
 
-# %% ../nbs/03_images.ipynb #121153c9
+# %% ../nbs/03_images.ipynb #de4f3495
 def _grid(square:Tensor, n:int, h:int, w:int)->Tensor:
     "Where the pixels of an n x n crop lie in an h x w picture, in grid_sample's units."
     t = (torch.arange(n, device=square.device) + .5)/n*2 - 1
@@ -180,7 +180,7 @@ def _corners(square:Tensor)->Tensor:
     return square @ square.new_tensor([[-1, -1, 1, 1], [-1, 1, -1, 1], [1, 1, 1, 1]])
 
 def _margin(xy:Tensor, square:Tensor, h:int, w:int)->Tensor:
-    "How far pixels lie outside the picture: -1/3 where FFHQ's blur begins, 0 at the edge, 1 at the end."
+    "How far pixels lie outside the picture: -1/3 where FFHQ's blur begins, 0 at the edge."
     at, side, size = _corners(square), 2*square[:, 0].norm(), xy.new_tensor([w, h])
     over = torch.stack([-at.amin(1), at.amax(1) - size])
     if over.max() < -4: return torch.full_like(xy[..., 0], -1)     # the square lies inside
@@ -251,11 +251,12 @@ def _fitted(crop:Tensor, square:Tensor)->Tensor:
     k = int(crop.shape[-1]/(2*float(square[:, 0].norm())))
     return F.avg_pool2d(crop[None], k) if k > 1 else crop[None]
 
-# %% ../nbs/03_images.ipynb #454ca94d
+# %% ../nbs/03_images.ipynb #a07d0ca8
 def _facenet(im, **kw)->list:
     "Five points a face, by MTCNN (Zhang et al. 2016)."
     from facenet_pytorch import MTCNN
-    boxes, sure, points = MTCNN(keep_all=True, device=pick_device(), **kw).detect(im, landmarks=True)
+    net = MTCNN(keep_all=True, device=pick_device(), **kw)
+    _, sure, points = net.detect(im, landmarks=True)
     return [] if points is None else [p for p, s in zip(points, sure) if s > .9]
 
 def _face_alignment(im, **kw)->list:
@@ -289,7 +290,7 @@ DETECTORS = dict(facenet=(_facenet, 'facenet-pytorch --no-deps'), dlib=(_dlib, '
                  mediapipe=(_mediapipe, 'mediapipe'),
                  face_alignment=(_face_alignment, 'face-alignment'))
 
-# %% ../nbs/03_images.ipynb #cca1d94a
+# %% ../nbs/03_images.ipynb #65251725
 def _rgb(im):
     "A picture as a NumPy array (H,W,3) of bytes."
     return to_bytes(to_tensor(im)).permute(1, 2, 0).contiguous().numpy()
@@ -302,7 +303,7 @@ def _wants(model, name:str, place:str):
 
 def landmarks(
     img, # tensor (3,H,W), PIL image or path
-    detector='facenet', # facenet, mediapipe, dlib, face_alignment; or a function: PIL image -> points
+    detector='facenet', # one of `DETECTORS`, or a function: PIL image -> points of every face
     **kw, # to the detector: model= (a file) for dlib and mediapipe
 )->list: # (5,2) or (68,2) for every face, the largest face first; pixels (x,y)
     "The landmarks of all faces in a picture."

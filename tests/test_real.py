@@ -105,12 +105,10 @@ def file(sd, avg, kind, **opts):
 
 
 @torch.no_grad()
-def test_full_size_e4e_and_cycle(tmp_path):
-    "Eighteen heads at 256 px, both ways of inference, through a file with an argparse Namespace."
+def test_full_size_e4e_and_cycle():
+    "Eighteen heads at 256 px, both ways of inference."
     sd, avg = Maker(0).body().heads(18).sd, torch.randn(512)
-    ckpt = file(sd, avg.repeat(18, 1), 'Encoder4Editing') | dict(opts=argparse.Namespace(encoder_type='Encoder4Editing', start_from_latent_avg=True))
-    torch.save(ckpt, tmp_path/'e4e.pt')
-    E = encoder_from_checkpoint(read_checkpoint(tmp_path/'e4e.pt'), tmp_path/'e4e.pt')
+    E = encoder_from_checkpoint(file(sd, avg.repeat(18, 1), 'Encoder4Editing'))
     x = img()
     h = public_heads(sd, public_body(sd, x), 18)
     w = h[:, :1].expand(-1, 18, -1)
@@ -128,6 +126,15 @@ def small():
     sd = Maker(1).body().heads(4, res=64).sd
     x = img(res=64)
     with torch.no_grad(): return sd, x, public_heads(sd, public_body(sd, x), 4)
+
+
+@torch.no_grad()
+def test_through_a_file_with_a_namespace(small, tmp_path):
+    sd, x, h = small
+    opts = argparse.Namespace(encoder_type='Encoder4Editing', start_from_latent_avg=True)
+    torch.save(file(sd, torch.ones(4, 512), None) | dict(opts=opts), tmp_path/'e4e.pt')
+    E = encoder_from_checkpoint(read_checkpoint(tmp_path/'e4e.pt'), tmp_path/'e4e.pt')
+    close(E(x), torch.cat([h[:, :1], h[:, :1] + h[:, 1:]], 1) + 1)
 
 
 @torch.no_grad()
@@ -165,6 +172,29 @@ def test_every_kind_of_encoder_is_rebuilt_by_its_card(tmp_path):
 def test_what_does_not_fit_is_named(small, change, words):
     with pytest.raises(InputError, match=words) as e: encoder_from_checkpoint(change(file(small[0], torch.zeros(512), 'Encoder4Editing')), 'f.pt')
     assert str(e.value).startswith('f.pt') and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('data', [
+    None, [], torch.zeros(3), 'x', {}, {'state_dict': None}, {'state_dict': [1]}, {1: torch.zeros(1)}, {'state_dict': {3: 4}},
+    {'state_dict': {f'styles.{i}.linear.weight': torch.zeros(2, 2) for i in range(2000)} | {'input_layer.0.weight': torch.zeros(1, 3, 1, 1)}}])
+@pytest.mark.parametrize('kind', ['Encoder4Editing', 'BackboneEncoder'])
+def test_what_is_no_encoder(data, kind):
+    with pytest.raises(InputError, match='^f.pt: '): encoder_from_checkpoint(data, 'f.pt', kind, torch.zeros(512))
+
+
+@pytest.mark.parametrize('opts', [None, [], 'Encoder4Editing', {'encoder_type': ['Encoder4Editing']}, {'encoder_type': 7}, argparse.Namespace()])
+def test_strange_options(small, opts):
+    with pytest.raises(InputError, match='^f.pt: .*encoder_type'): encoder_from_checkpoint(file(small[0], torch.zeros(512), '') | dict(opts=opts), 'f.pt')
+
+
+@pytest.mark.parametrize('avg', ['x', 3, torch.zeros(()), torch.zeros(512, 4), torch.full((512,), np.nan), torch.zeros(2, 2, 512)])
+def test_strange_mean_codes(small, avg):
+    with pytest.raises(InputError, match='^f.pt: its mean code'): encoder_from_checkpoint(file(small[0], avg, 'Encoder4Editing'), 'f.pt')
+
+
+def test_numbers_that_are_not_finite(small):
+    sd = small[0] | {'body.3.res_layer.4.running_var': torch.full((128,), np.inf)}
+    with pytest.raises(InputError, match='f.pt: body.3.res_layer.4.running_var holds'): encoder_from_checkpoint(file(sd, torch.zeros(512), 'Encoder4Editing'), 'f.pt')
 
 
 @torch.no_grad()

@@ -526,6 +526,20 @@ def test_square_by_the_published_formula(values):
         assert (torch.view_as_complex(got.T.contiguous()) - torch.stack(want)).abs().max() < 1e-3
 
 
+def test_soft_margin_is_ffhqs():
+    "Thirty pixels are missing on the left: a margin of 30 + a tenth of the side, blurred from a third of it inside, then fading to the median."
+    img, sq = smooth(), turned(40, 0, 9.5, 44.5)
+    hard, soft = align(img, sq, 80), align(img, sq, 80, soft=True)          # column k shows x = k - 30
+    rows = slice(6, 74)                                                     # away from the upper and lower edge
+    assert soft[:, rows, 43:].equal(hard[:, rows, 43:]) and not soft[:, rows, 30:43].equal(hard[:, rows, 30:43])
+    middle = soft.flatten(1).median(1).values[:, None]
+    off = lambda c, k: (c[:, :, k] - middle).abs().mean()
+    assert off(soft, 0) < .35*off(hard, 0) and off(soft, 0) < off(soft, 15) < off(soft, 29)
+    back = paste_back(img, soft, sq, soft=True)
+    assert back[:, :, 0].equal(img[:, :, 0]) and (back - img).abs().max() < .03
+    assert align(img, turned(20, 30, 60, 45), 64, soft=True).equal(align(img, turned(20, 30, 60, 45), 64))
+
+
 def test_landmarks_from_anything(tmp_path):
     pts = np.array([[30., 30], [60, 30], [45, 45], [35, 60], [55, 60]])
     save_image(smooth(), tmp_path/'a.png')
@@ -560,7 +574,7 @@ def test_padding_is_undone(h, w, k):
 def test_padded_folder(tmp_path):
     save_image(smooth(40, 100), tmp_path/'wide.png'); save_image(smooth(90, 30), tmp_path/'tall.png')
     tall, wide = (ImageFolder(tmp_path, 50, flip=False, pad=True)[i] for i in (0, 1))
-    assert (wide[:, :14] == -1).all() and (wide[:, 36:] == -1).all() and (tall[..., :16] == -1).all()
+    assert (wide[:, :12] == -1).all() and (wide[:, 38:] == -1).all() and (tall[..., :13] == -1).all()      # the filter reaches 3 pixels
     part = unpad_square(wide, (40, 100))
     assert part.shape == (3, 20, 50) and (part - torch.nn.functional.avg_pool2d(smooth(40, 100), 2)).abs()[:, 2:-2].max() < .05
     cut = ImageFolder(tmp_path, 50, flip=False)[1]

@@ -185,7 +185,7 @@ def ends(
     if part == "baseline": return {s.steps: ("w_long", 0)}
     return {s.open_from: ("w", 0), s.squeeze_from: ("wplus", s.offsets), s.steps: ("cycle", 0)}
 
-# %% ../nbs/14_cycle.ipynb #f9a8d2da
+# %% ../nbs/14_cycle.ipynb #385b040f
 def start_task(
     G, # fixed generator
     nets:tuple, # perceptual, identity, …
@@ -197,7 +197,8 @@ def start_task(
 )->CycleTask:
     "A fresh encoder on a generator."
     torch.manual_seed(seed)
-    E = Encoder(G.resolution, G.num_ws, G.w_dim, size, G.w_avg).to(G.w_avg.device)
+    res = min(G.resolution, 256)      # as published: a larger image is pooled
+    E = Encoder(res, G.num_ws, G.w_dim, size, G.w_avg).to(G.w_avg.device)
     return CycleTask(G, E, nets, real_batches, sched, seed=seed, **kw)
 
 def train_cycle(

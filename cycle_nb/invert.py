@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NETS', 'PRESETS', 'TRAIN', 'MAKES', 'LATER',
-           'Bundle', 'load_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples', 'spread_out', 'roomy',
-           'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion', 'join', 'join_tuned', 'invert',
-           'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free', 'atomic_folder', 'table',
+           'Bundle', 'load_bundle', 'own_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples', 'spread_out',
+           'roomy', 'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion', 'join', 'join_tuned',
+           'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free', 'atomic_folder', 'table',
            'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream', 'invert_files',
            'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets', 'do_generator',
            'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
            'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #4fb95b80
+# %% ../nbs/20_invert.ipynb #19d31885
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -30,15 +30,16 @@ from .images import image_paths, load_images
 from .weights import load_encoder, load_generator, save_generator
 from .gan import Discriminator, distil, grown, image_bank
 from .stylegan2 import Generator
-from .losses import load_nets, train_nets
+from .losses import PackagePerceptual, load_nets, train_nets
+from .encoder import restyle
 from .schedule import SDFACES64, shorten
 from .cycle import train_cycle
 from .refine import refine as refine_pivot
 from .tune import THRESHOLD, Tuned, tune as tune_generator
-from .edit import (edit as move, load_directions, measure_directions, save_directions,
-    train_directions)
+from .edit import (check_directions, edit as move, load_directions, measure_directions,
+    save_directions, train_directions)
 
-# %% ../nbs/20_invert.ipynb #16885063
+# %% ../nbs/20_invert.ipynb #cf8a70be
 ENCODERS = {'w': 'W', 'wplus': 'W+', 'cycle': 'cycle', 'w_long': 'W, as many steps'}   # by file
 
 class Bundle:
@@ -48,6 +49,7 @@ class Bundle:
         device=None, # a device's name; None: the best one here
     ):
         self.folder, self.device, self._encoders = Path(folder), pick_device(device), {}
+        self.others = None
 
     def file(self,
         name:str, # generator, perceptual, identity, attributes, w, wplus, cycle, directions
@@ -95,20 +97,26 @@ class Bundle:
         name:str='cycle', # the phase it comes from: w, wplus or cycle; or w_long, never out of W
     ):
         "The encoder after one phase of the cycle."
+        if name in self._encoders: return self._encoders[name]
         if name not in ENCODERS:
             raise InputError(f'unknown encoder {name!r}; choose from {", ".join(ENCODERS)}')
-        if name in self._encoders: return self._encoders[name]
         return self._encoders.setdefault(name, self._ready(load_encoder(self.file(name))))
+
+    def has(self,
+        name:str, # of an encoder
+    )->bool:
+        "Whether there is such an encoder."
+        return name in self._encoders or (self.folder/f'{name}.safetensors').is_file()
 
     def companions(self,
         n:int=7, # images
         seed:int=0, # of the draw
     )->Tensor: # (n,3,H,W); None: `refine` draws them from the generator
         "Training images that keep the refined encoder an encoder."
-        if 'sdfaces' not in self.folder.name: return None
+        if self.others is not None or 'sdfaces' not in self.folder.name: return self.others
         return render(sample_factors(n, generator(seed)), self.generator.resolution).to(self.device)
 
-# %% ../nbs/20_invert.ipynb #105428c8
+# %% ../nbs/20_invert.ipynb #9080dbe5
 def load_bundle(
     bundle='sdfaces64', # a shipped bundle's name, a folder, or a `Bundle` (returned as it is)
     device=None, # a device's name; None: the best one here
@@ -123,14 +131,36 @@ def load_bundle(
     found.file('generator')
     return found
 
+def own_bundle(
+    generator, # with mapping, broadcast and synthesis
+    encoder, # an `Encoder`, called "cycle"; or a dict: name -> `Encoder`
+    perceptual=None, # distance of two batches (B,); None: the `lpips` package's (AlexNet)
+    identity=None, # with embed and similarity, such as `encoder.ArcFace`; None: left out
+    directions=None, # name -> (D,) or (L,D), see `load_directions`
+    companions:Tensor=None, # training images for the refinement (M,3,H,W); None: generated ones
+    name:str='own', # of the bundle
+    device=None, # a device's name; None: the best one here
+)->Bundle: # the networks are moved to the device and frozen
+    "Your networks in the place of a shipped bundle."
+    b = Bundle(Path(name), device)
+    nets = PackagePerceptual() if perceptual is None else perceptual, identity, None
+    b.generator, b.nets = b._ready(generator), tuple(n if n is None else b._ready(n) for n in nets)
+    named = encoder if isinstance(encoder, dict) else {'cycle': encoder}
+    b._encoders = {k: b._ready(E) for k, E in named.items()}
+    b.directions = {k: d.to(b.device) for k, d in (directions or {}).items()}
+    b.others = None if companions is None else companions.to(b.device)
+    check_directions(b.directions, b.generator)
+    return b
+
 @torch.no_grad()
 def encode(
     img:Tensor, # (B,3,H,W)
     bundle:Bundle,
     encoder:str='cycle', # w, wplus, cycle or w_long
 )->Tensor: # (B,L,D)
-    "Codes of images, in one pass."
-    return bundle.encoder(encoder)(img)
+    "Codes of images, in one pass (ReStyle's encoders: in five)."
+    E = bundle.encoder(encoder)
+    return E(img) if getattr(E, 'channels', 3) == 3 else restyle(img, E, bundle.generator)[-1]
 
 @torch.no_grad()
 def draw(
@@ -225,7 +255,7 @@ def write_samples(
     facts = dict(factors=FACTORS, extras=EXTRAS, resolution=res, faces=faces)
     write_json(facts, Path(folder)/'factors.json')
 
-# %% ../nbs/20_invert.ipynb #6298eeba
+# %% ../nbs/20_invert.ipynb #26a6ef8c
 def road(
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
@@ -234,19 +264,20 @@ def road(
     tune:int=350, # steps of pivotal tuning at most; 0: none
     seed:int=0,
     threshold:float=THRESHOLD, # tuning of an image ends at this perceptual distance
+    preset:str='fast', # of tuning; "paper" for large generators of photographs
 ):
     "Walk the road; after each step yield its name, the codes, the images and what was tuned."
     G, (lpips, identity, _) = bundle.generator, bundle.nets
-    for name in dict.fromkeys(('w', encoder)):
+    for name in dict.fromkeys(('w', encoder) if bundle.has('w') else (encoder,)):
         wp = encode(target, bundle, name)
-        yield ENCODERS[name], wp, draw(G, wp), None
+        yield ENCODERS.get(name, name), wp, draw(G, wp), None
     if refine:
         E, others = bundle.encoder(encoder), bundle.companions()
         wp = refine_pivot(target, E, G, lpips, identity, others, seed, steps=refine)
         yield '+refine', wp, draw(G, wp), None
     if tune:
         tuned = tune_generator(target, wp, G, lpips, steps=tune, seed=seed,
-                               threshold=threshold)
+                               threshold=threshold, preset=preset)
         yield '+tune', wp, tuned.synthesis(G, wp), tuned
 
 MEASURES = 'mse', 'perceptual', 'identity'
@@ -257,20 +288,21 @@ def means(
     "Averages over the images, step by step."
     names = dict.fromkeys(m['step'] for m in metrics)
     steps = {s: [m for m in metrics if m['step'] == s] for s in names}
-    return {s: {k: mean(rows, k) for k in (*MEASURES, 'seconds')} for s, rows in steps.items()}
+    return {s: {k: mean(rows, k) for k in (*MEASURES, 'seconds') if k in rows[0]}
+            for s, rows in steps.items()}
 
 @torch.no_grad()
 def measure(
     img:Tensor, # reconstructions (B,3,H,W)
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
-)->list: # a dict per image: mse, perceptual, identity
+)->list: # a dict per image: mse, perceptual, identity (where the bundle can tell)
     "How far each image is from its target."
-    mse = (img - target).square().mean((1, 2, 3))
-    columns = mse, bundle.perceptual(img, target), bundle.identity.similarity(img, target)
+    columns = [(img - target).square().mean((1, 2, 3)), bundle.perceptual(img, target)]
+    if bundle.identity is not None: columns.append(bundle.identity.similarity(img, target))
     return [dict(zip(MEASURES, map(float, row))) for row in zip(*columns)]
 
-# %% ../nbs/20_invert.ipynb #cbf1691f
+# %% ../nbs/20_invert.ipynb #f11d4896
 @dataclass
 class Inversion:
     "Images found in a generator: codes, reconstructions, measures, and each image's own generator."
@@ -290,7 +322,7 @@ class Inversion:
 
     def __repr__(self):
         m = means(self.metrics)[list(self.steps)[-1]]
-        numbers = ', '.join(f'{k} {m[k]:.4f}' for k in MEASURES)
+        numbers = ', '.join(f'{k} {m[k]:.4f}' for k in MEASURES if k in m)
         return f'Inversion of {len(self)}: {" → ".join(self.steps)}; {numbers}'
 
     def generator(self,
@@ -413,7 +445,7 @@ def join_tuned(
     diff = {k: cat(lambda t: t.diff[k]) for k in parts[0].diff}
     return Tuned(diff, cat(lambda t: t.steps), cat(lambda t: t.lpips))
 
-# %% ../nbs/20_invert.ipynb #668ee73a
+# %% ../nbs/20_invert.ipynb #128e9b94
 def invert(
     imgs, # (B,3,H,W) tensor, PIL image(s), path(s) or a folder
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -423,6 +455,7 @@ def invert(
     batch:int=12, # images at a time
     seed:int=0,
     threshold:float=THRESHOLD, # tuning of an image ends at this perceptual distance
+    preset:str='fast', # of tuning; "paper" for large generators of photographs
     device=None, # a device's name; None: the best one here
     say=None, # called with a line of text after every step
 )->Inversion:
@@ -431,7 +464,8 @@ def invert(
     bundle.encoder(encoder)
     imgs, names = load_images(imgs, bundle.generator.resolution)
     names = unique_names(names)
-    settings = dict(encoder=encoder, refine=refine, tune=tune, seed=seed, threshold=threshold)
+    settings = dict(encoder=encoder, refine=refine, tune=tune, seed=seed, threshold=threshold,
+                    preset=preset)
     inv = join([walk(imgs[i:i + batch], names[i:i + batch], bundle, say=say, **settings)
                 for i in range(0, len(imgs), batch)])
     inv.card = make_card('inversion', **settings)
@@ -538,7 +572,7 @@ def atomic_folder(
     except OSError as e: raise _unwritable(path, e) from None
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/20_invert.ipynb #b86ae191
+# %% ../nbs/20_invert.ipynb #ef9c53bc
 def table(
     metrics:list, # rows of dicts
 )->str: # lines of text
@@ -549,8 +583,9 @@ def table(
     for r in rows:
         name, last = '' if r['image'] == last else r['image'], r['image']
         if name: lines.append('─'*len(lines[0]))
+        who = f'{r["identity"]:8.3f}' if 'identity' in r else '       –'
         lines.append(f'{name:{wide}s}  {r["step"]:8s} {r["mse"]:8.5f}'
-                     f'  {r["perceptual"]:10.4f}  {r["identity"]:8.3f}  {r["seconds"]:7.2f}')
+                     f'  {r["perceptual"]:10.4f}  {who}  {r["seconds"]:7.2f}')
     return '\n'.join(lines)
 
 DEMO_EDITS = ('smile', 2.), ('age', 2.), ('yaw', 1.5)

@@ -1,5 +1,5 @@
 "Files from outside: every kind of image, every kind of damage, killed writers, unreliable servers."
-import hashlib, http.server, io, os, random, signal, struct, subprocess, sys, threading, time, zlib
+import hashlib, http.server, io, math, os, random, signal, struct, subprocess, sys, threading, time, zlib
 import numpy as np
 import pytest
 import torch
@@ -8,7 +8,7 @@ from PIL import Image
 from conftest import ROOT
 from cycle_nb import core
 from cycle_nb.core import InputError, atomic, fetch, read_image, save_image, to_pil, to_tensor
-from cycle_nb.images import load_images
+from cycle_nb.images import ImageFolder, align, face_square, landmarks, load_images, pad_square, paste_back, unpad_square
 
 
 def refused(f, *args, **kw):
@@ -451,3 +451,131 @@ def test_nobody_there(tmp_path): assert 'failed' in refused(fetch, 'http://127.0
 def test_unwritable_target(server, tmp_path):
     (tmp_path/'file').touch()
     assert 'cannot be written' in refused(fetch, server.url, HASH, tmp_path/'file'/'f') and not server.asked
+
+
+# --- faces in photographs ------------------------------------------------------------------
+
+def smooth(h=90, w=120):
+    "A picture without fine texture, so that resampling it changes next to nothing."
+    y, x = torch.meshgrid(torch.arange(h)/30, torch.arange(w)/30, indexing='ij')
+    return torch.stack([(x + y).sin(), (1.3*x - .7*y).cos(), (.9*y).sin()])*.8
+
+
+def turned(half, degrees, x, y):
+    "A square by its half-side, angle and centre."
+    c, s = half*math.cos(math.radians(degrees)), half*math.sin(math.radians(degrees))
+    return torch.tensor([[c, -s, x], [s, c, y]])
+
+
+def outside(square, h, w, by=0.):
+    "Pixels that are not inside a square."
+    x, y = torch.meshgrid(torch.arange(w), torch.arange(h), indexing='xy')
+    ab = torch.linalg.solve(square[:, :2].double(), (torch.stack([x, y]).flatten(1) - square[:, 2:]).double())
+    return (ab.abs().amax(0) >= 1 - by).view(h, w)
+
+
+ANY = given(st.floats(4, 400), st.floats(-180, 180), st.floats(-60, 180), st.floats(-60, 150))
+
+
+@settings(max_examples=60, deadline=None)
+@ANY
+def test_an_unedited_crop_pasted_back_changes_nothing(half, degrees, x, y):
+    "Any size (far larger than the picture, too), any angle, inside, across the border, outside."
+    img, sq = smooth(), turned(half, degrees, x, y)
+    back = paste_back(img, align(img, sq, min(1024, 4*math.ceil(half))), sq)
+    assert back[:, outside(sq, 90, 120, -1e-4)].equal(img[:, outside(sq, 90, 120, -1e-4)])
+    assert (back - img).abs().max() < .03
+
+
+@settings(max_examples=60, deadline=None)
+@ANY
+def test_an_edit_arrives_where_it_belongs(half, degrees, x, y):
+    "A crop of one colour: that colour inside the rim, the photograph outside, a mixture between."
+    img, sq = smooth(), turned(half, degrees, x, y)
+    back = paste_back(img, torch.full((3, 16, 16), .9), sq, feather=.2)
+    inside = ~outside(sq, 90, 120, .2 + 1e-3)
+    assert not inside.any() or (back[:, inside] - .9).abs().max() < 1e-4
+    assert back[:, outside(sq, 90, 120, -1e-4)].equal(img[:, outside(sq, 90, 120, -1e-4)])
+    assert (back >= torch.minimum(img, torch.tensor(.9)) - 1e-4).all() and (back <= .9 + 1e-4).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(10, 40), st.floats(-180, 180))
+def test_a_turned_photograph_gives_the_same_crop(half, degrees):
+    img, sq = smooth(), turned(half, degrees, 50., 40.)
+    other = torch.stack([sq[1], -sq[0]])
+    other[1, 2] += 120 - 1                       # x' = y, y' = W-1-x
+    assert (align(img.rot90(1, (1, 2)), other, 32) - align(img, sq, 32)).abs().max() < 1e-4
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 500), min_size=10, max_size=10))
+def test_square_by_the_published_formula(values):
+    "With complex numbers: x along e - im, of length max(2|e|, 1.8|m|); y is ix; the centre lies .1m below the eyes."
+    p = torch.tensor(values, dtype=torch.float64).view(5, 2)
+    l, r, _, a, b = torch.view_as_complex(p)
+    e, m = r - l, (a + b)/2 - (l + r)/2
+    x = e - 1j*m
+    if abs(x) < 1: return
+    x = x/abs(x)*max(2*abs(e), 1.8*abs(m))
+    want = [(l + r)/2 + .1*m + s*x + t*1j*x for s, t in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
+    many = p.mean(0).repeat(68, 1)
+    many[36:42], many[42:48], many[48], many[54] = p[0], p[1], p[3], p[4]
+    for points in (p, many):
+        got = face_square(points).double() @ torch.tensor([[-1, -1, 1, 1], [-1, 1, 1, -1], [1, 1, 1, 1]]).double()
+        assert (torch.view_as_complex(got.T.contiguous()) - torch.stack(want)).abs().max() < 1e-3
+
+
+def test_soft_margin_is_ffhqs():
+    "Thirty pixels are missing on the left: a margin of 30 + a tenth of the side, blurred from a third of it inside, then fading to the median."
+    img, sq = smooth(), turned(40, 0, 9.5, 44.5)
+    hard, soft = align(img, sq, 80), align(img, sq, 80, soft=True)          # column k shows x = k - 30
+    rows = slice(6, 74)                                                     # away from the upper and lower edge
+    assert soft[:, rows, 43:].equal(hard[:, rows, 43:]) and not soft[:, rows, 30:43].equal(hard[:, rows, 30:43])
+    middle = soft.flatten(1).median(1).values[:, None]
+    off = lambda c, k: (c[:, :, k] - middle).abs().mean()
+    assert off(soft, 0) < .35*off(hard, 0) and off(soft, 0) < off(soft, 15) < off(soft, 29)
+    back = paste_back(img, soft, sq, soft=True)
+    assert back[:, :, 0].equal(img[:, :, 0]) and (back - img).abs().max() < .03
+    assert align(img, turned(20, 30, 60, 45), 64, soft=True).equal(align(img, turned(20, 30, 60, 45), 64))
+
+
+def test_landmarks_from_anything(tmp_path):
+    pts = np.array([[30., 30], [60, 30], [45, 45], [35, 60], [55, 60]])
+    save_image(smooth(), tmp_path/'a.png')
+    for f in (lambda im: [pts], lambda im: np.array([pts], dtype=object), lambda im: [torch.tensor(pts*.5), pts.tolist()]):
+        for x in (smooth(), to_pil(smooth()), tmp_path/'a.png'): assert torch.equal(landmarks(x, f)[0], torch.tensor(pts).float())
+    assert 'no face' in refused(landmarks, smooth(), lambda im: [])
+    assert '5 or 68' in refused(landmarks, smooth(), lambda im: [pts[:4]])
+    assert 'facenet, dlib' in refused(landmarks, smooth(), 'haar')
+
+
+@pytest.mark.parametrize('name, module, package', [('facenet', 'facenet_pytorch', 'facenet-pytorch --no-deps'), ('dlib', 'dlib', 'dlib'),
+                                                   ('mediapipe', 'mediapipe', 'mediapipe'), ('face_alignment', 'face_alignment', 'face-alignment')])
+def test_missing_detector_is_one_line_with_its_cure(name, module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)          # as if it were not installed
+    assert refused(landmarks, smooth(), name).endswith(f'pip install {package}')
+
+
+# --- pictures that are not square ----------------------------------------------------------
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4))
+def test_padding_is_undone(h, w, k):
+    img = torch.rand(2, 3, h, w)
+    sq = pad_square(img, .25)
+    s = max(h, w)
+    assert sq.shape == (2, 3, s, s) and unpad_square(sq, (h, w)).equal(img)
+    assert int((sq == .25).all(1).sum()) >= 2*(s*s - h*w) and sq.sum().isclose(img.sum() + 6*.25*(s*s - h*w), rtol=1e-4)
+    big = sq.repeat_interleave(k, 2).repeat_interleave(k, 3)        # a generator of another resolution
+    assert unpad_square(big, (h, w)).equal(img.repeat_interleave(k, 2).repeat_interleave(k, 3))
+
+
+def test_padded_folder(tmp_path):
+    save_image(smooth(40, 100), tmp_path/'wide.png'); save_image(smooth(90, 30), tmp_path/'tall.png')
+    tall, wide = (ImageFolder(tmp_path, 50, flip=False, pad=True)[i] for i in (0, 1))
+    assert (wide[:, :12] == -1).all() and (wide[:, 38:] == -1).all() and (tall[..., :13] == -1).all()      # the filter reaches 3 pixels
+    part = unpad_square(wide, (40, 100))
+    assert part.shape == (3, 20, 50) and (part - torch.nn.functional.avg_pool2d(smooth(40, 100), 2)).abs()[:, 2:-2].max() < .05
+    cut = ImageFolder(tmp_path, 50, flip=False)[1]
+    assert (cut != -1).any(0).all()

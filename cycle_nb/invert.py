@@ -10,9 +10,9 @@ __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NE
            'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream', 'invert_files',
            'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets', 'do_generator',
            'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
-           'add_demo', 'add_invert', 'add_train', 'add_later', 'parser', 'main']
+           'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #19d31885
+# %% ../nbs/20_invert.ipynb #6010d3aa
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from .core import (InputError, from_bytes, generator, make_card, package_dir, pi
 from .vis import labelled
 from .sdfaces import EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
 from .images import image_paths, load_images
-from .weights import load_encoder, load_generator, save_generator
+from .weights import LAYOUTS, convert, load_encoder, load_generator, save_generator
 from .gan import Discriminator, distil, grown, image_bank
 from .stylegan2 import Generator
 from .losses import PackagePerceptual, load_nets, train_nets
@@ -849,7 +849,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #d6395422
+# %% ../nbs/20_invert.ipynb #2efa83cd
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -923,6 +923,24 @@ def add_train(sub):
         q.set_defaults(run=run_train)
         add_common(q)
 
+def run_convert(a)->int: # exit code
+    "`cycle-nb convert`"
+    if Path(a.dst).exists() and not a.overwrite:
+        raise InputError(f'{a.dst}: exists; add --overwrite, or choose another name')
+    print(convert(a.src, a.dst, a.layout))
+    return 0
+
+def add_convert(sub):
+    "`convert` and its options."
+    p = sub.add_parser('convert', help="a generator's file into another layout", description=
+        'Read a generator of any known layout, without running code in it, and write another.')
+    p.add_argument('src', metavar='IN', help='.safetensors, NVIDIA .pkl, rosinality or pSp .pt')
+    p.add_argument('dst', metavar='OUT', help='.safetensors or .pt')
+    p.add_argument('--layout', choices=list(LAYOUTS),
+                   help='names of the tensors (default: ours; for .pt rosinality)')
+    p.add_argument('--overwrite', action='store_true', help='replace an existing file')
+    p.set_defaults(run=run_convert)
+
 LATER = dict(benchmark=('cycle_nb.benchmark', 'measure the road, the demo or the renderer'))
 
 def add_later(sub):
@@ -937,7 +955,7 @@ def parser()->Parser:
     top = Parser(prog='cycle-nb', description=
                  'Find images in a StyleGAN2 by cycle encoding; refine, tune and edit them.')
     sub = top.add_subparsers(dest='command', metavar='COMMAND', required=True, parser_class=Parser)
-    for add in (add_demo, add_invert, add_train, add_later): add(sub)
+    for add in (add_demo, add_invert, add_train, add_convert, add_later): add(sub)
     return top
 
 # %% ../nbs/20_invert.ipynb #3aa4eb0f

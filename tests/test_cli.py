@@ -6,6 +6,7 @@ from PIL import Image
 from cycle_nb.core import read_image, read_json, to_tensor
 from cycle_nb.invert import Inversion, invert, load_bundle, main, samples, unique_names
 from cycle_nb.sdfaces import render
+from cycle_nb.weights import load_generator
 from tiny import ENV, FAST, bundle, cli, command, faces
 
 STEPS = ['W', 'cycle', '+refine', '+tune']
@@ -34,6 +35,20 @@ def test_the_whole_set_trains_from_nothing(tmp_path, monkeypatch):
     assert main(['train', 'nets', '--preset', 'tiny', '--out', 'all']) == 2 and files[0].stat().st_mtime_ns == before
     out = invert(render(torch.zeros(1, 24)), 'all', refine=1, tune=2)
     assert out.img.isfinite().all() and out.img.shape == (1, 3, 64, 64)
+
+def test_convert_there_and_back(tmp_path, capsys):
+    G = load_generator('sdfaces64')
+    ours, pt, again = tmp_path/'g.safetensors', tmp_path/'g.pt', tmp_path/'back.safetensors'
+    assert main(['convert', 'sdfaces64', str(pt)]) == 0 and main(['convert', str(pt), str(again)]) == 0
+    assert main(['convert', str(pt), str(ours), '--layout', 'nvidia']) == 0
+    z = torch.randn(2, G.z_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): want = G(z)
+    for f in (pt, again, ours):
+        with torch.no_grad(): assert torch.equal(load_generator(f)(z), want), f
+    before = pt.read_bytes()
+    assert main(['convert', 'sdfaces64', str(pt)]) == 2 and 'overwrite' in capsys.readouterr().err and pt.read_bytes() == before
+    assert main(['convert', 'sdfaces64', str(pt), '--overwrite']) == 0
+    assert main(['convert', str(tmp_path/'no.pt'), str(tmp_path/'x.pt')]) == 2 and not (tmp_path/'x.pt').exists()
 
 def test_invert_files_and_folder(bundle, faces, tmp_path):
     odd = tmp_path/'näme with späces — 顔.jpg'

@@ -794,13 +794,18 @@ def load_generator(
             raise InputError(f'its card names the class {card["class"]}, no generator')
         return _read_generator(tree, card).to(device)
 
-# %% ../nbs/07_weights.ipynb #730813cf
+# %% ../nbs/07_weights.ipynb #4cc108f7
 def load_encoder(
-    name, # "sdfaces64/cycle", "…/w", "…/wplus", or a path
+    name, # "sdfaces64/cycle", "…/w", "…/wplus", a path, or a name of `PUBLISHED`
     device='cpu', # where it shall be
+    **kw, # of a pSp-family file that lacks them: see `encoder.encoder_from_checkpoint`
 )->nn.Module: # `encoder.Encoder`
-    "A trained encoder."
-    return load_model(find_weights(name), device)
+    "A trained encoder, ours or of the pSp family (pSp, e4e, ReStyle, CycleEncoding)."
+    path = find_weights(name)
+    with _explained(path): ours = 'class' in _card(path)
+    if ours: return load_model(path, device)
+    build = importlib.import_module('cycle_nb.encoder').encoder_from_checkpoint
+    return build(read_checkpoint(path), path, **kw).to(device)
 
 # %% ../nbs/07_weights.ipynb #190d6785
 def _shape_there(name:str, t:Tensor)->Tensor:

@@ -134,6 +134,7 @@ def test_through_a_file_with_a_namespace(small, tmp_path):
     opts = argparse.Namespace(encoder_type='Encoder4Editing', start_from_latent_avg=True)
     torch.save(file(sd, torch.ones(4, 512), None) | dict(opts=opts), tmp_path/'e4e.pt')
     E = encoder_from_checkpoint(read_checkpoint(tmp_path/'e4e.pt'), tmp_path/'e4e.pt')
+    assert torch.equal(load_encoder(tmp_path/'e4e.pt')(x), E(x))
     close(E(x), torch.cat([h[:, :1], h[:, :1] + h[:, 1:]], 1) + 1)
 
 

@@ -7,23 +7,24 @@ __all__ = ['NETS', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS', 'V
            'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method', 'refined_pivot',
            'pivot', 'inverted', 'judge', 'faces_of', 'measure_quality', 'axis', 'grouped', 'quality_summary',
            'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'median',
-           'edits_after', 'together', 'squeezed', 'measure_speed', 'seen_in', 'drawn', 'generated', 'measure_generator',
-           'options', 'how_many', 'road_record', 'generator_record', 'printed', 'quality_record', 'speed_record', 'run',
-           'tradeoff']
+           'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn',
+           'generated', 'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed',
+           'quality_record', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #f4ecfffe
-import hashlib, os, subprocess, sys, tempfile, time
+# %% ../nbs/22_benchmark.ipynb #d57c01ec
+import hashlib, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from torch import Tensor
-from .core import InputError, generator, make_card, read_json, write_json
+from .core import InputError, generator, make_card, pick_device, read_json, write_json
 from .sdfaces import out_of_domain, render, sample_factors
 from .cycle import held_out
 from .project import project
 from .refine import refine as refine_pivot, refine_code
 from .tune import tune as tune_generator
 from .latents import sample_w, spread
-from .losses import auc, r2
+from .losses import PackagePerceptual, auc, r2
+from .stylegan2 import Generator
 from .vis import tradeoff_axes
 from .metrics import (bootstrap, edit_error, frechet, linear_probe, ms_ssim, mse,
     precision_recall, psnr)
@@ -116,7 +117,7 @@ def as_table(
     last = f"falls at every step: {'yes' if s['falls'] else 'NO'}"
     return '\n'.join([*markdown(['step', *MEASURES, 's per face'], rows), '', *gain, last])
 
-# %% ../nbs/22_benchmark.ipynb #a094ba31
+# %% ../nbs/22_benchmark.ipynb #7eca765d
 PIVOTS = {'opt-w': 'optimised in W', 'opt-wplus': 'optimised in W+', 'w': 'W encoder',
           'w_long': 'W encoder, as many steps', 'wplus': 'W+ encoder (e4e)',
           'cycle': 'cycle, stage 0', 'cycle-all': 'cycle, all offsets'}
@@ -136,8 +137,8 @@ def parse_method(
     encoded = not (refines and name.startswith('opt-'))
     if known and encoded and steps == refines + ['tune']*tunes:
         return name, *(refines or [None]), tunes
-    raise InputError(f'no method {text!r}: use one of {", ".join(PIVOTS)}; behind it, for encoders, '
-                     f'+{", +".join(REFINES)}; and then +tune')
+    raise InputError(f'no method {text!r}: use one of {", ".join(PIVOTS)}; behind it, for '
+                     f'encoders, +{", +".join(REFINES)}; and then +tune')
 
 def refined_pivot(
     img:Tensor, # (B,3,H,W)
@@ -434,6 +435,37 @@ def measure_speed(
     return dict(images=images, steps=steps, race=found, squeezed=squeezed(longer, img, wp, b),
                 together=together(img[:12], wp[:12], b, repeats=repeats))
 
+# %% ../nbs/22_benchmark.ipynb #db501b4b
+def step_cost(
+    res:int=256, # pixels
+    frugal:bool=False, # see `tune.draw_frugally`
+    half:bool=False, # see `tune.halved`
+    steps:int=2, # timed, after a first one
+    device:str=None, # a device's name; None: the best one here
+)->dict: # seconds_per_step, peak_memory_mb of this process
+    "A step of tuning with locality: a generator of published width, random weights, LPIPS."
+    G = Generator(res, 512, 512, 8, 32768, 512).eval().requires_grad_(False).to(pick_device(device))
+    lpips = PackagePerceptual(pnet_rand=True).to(G.w_avg.device)
+    w, at = G.mapping(torch.randn(1, 512, generator=generator(0)).to(G.w_avg)), []
+    img = torch.rand(1, 3, res, res, generator=generator(1)).to(w)*2 - 1
+    tune_generator(img, G.broadcast(w), G, lpips, steps + 1, 0., 'paper', frugal=frugal, half=half,
+                   on_step=lambda *_: at.append(time.perf_counter()))
+    each = [b - a for a, b in zip(at[1:], at[2:])]
+    return dict(seconds_per_step=round(median(each), 2), peak_memory_mb=peak_memory())
+
+def measure_large(
+    cases=((256, False), (256, True), (1024, True)), # resolution, frugal?
+    device:str=None, # a device's name; None: the best one here
+)->dict: # "256", "256 frugal", … -> figures of `step_cost`
+    "Each case in a process of its own, so that its memory is its own."
+    out = {}
+    for res, frugal in cases:
+        code = ('import json; from cycle_nb.benchmark import step_cost; '
+                f'print(json.dumps(step_cost({res}, {frugal}, device={device!r})))')
+        r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+        out[f'{res} frugal' if frugal else str(res)] = json.loads(r.stdout.splitlines()[-1])
+    return out
+
 # %% ../nbs/22_benchmark.ipynb #e8ff488a
 @torch.no_grad()
 def seen_in(
@@ -486,13 +518,14 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #97e80c58
+# %% ../nbs/22_benchmark.ipynb #4654ab70
 def options(
     p, # argparse parser
 ):
     "What `cycle-nb benchmark` understands."
     p.add_argument('what', choices=list(MEASURED), help='road: every step on held-out faces; '
                    'quality: methods, both axes; generator: its quality; speed: of tuning; '
+                   'large: a step of tuning at 256 and 1024 px; '
                    'demo: its time and memory; render: portraits per second')
     add_common(p)
     p.add_argument('--images', type=count,
@@ -563,7 +596,7 @@ def speed_record(a)->dict:
     return dict(bundle=a.bundle, cores=os.cpu_count()) | found
 
 MEASURED = dict(road=road_record, quality=quality_record, generator=generator_record,
-                speed=speed_record,
+                speed=speed_record, large=lambda a: printed(measure_large(device=a.device)),
                 demo=lambda a: printed(measure_demo()),
                 render=lambda a: printed(measure_render()))
 

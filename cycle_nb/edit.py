@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'edit', 'read_codes', 'find_direction', 'ridge_fit', 'logistic_fit', 'orthogonal_to', 'response', 'normalise',
            'leakage', 'in_layers', 'train_directions', 'measure_directions', 'save_directions', 'read_directions',
            'load_directions', 'check_directions', 'pca_directions', 'style_weights', 'closed_form_directions',
-           'strength_for', 'bracket']
+           'search_directions', 'strength_for', 'bracket']
 
 # %% ../nbs/18_edit.ipynb #08046f7c
 import zipfile
@@ -235,7 +235,7 @@ def read_directions(
     named = _components(data, path)
     return named or {str(k): _direction(v, str(k), path) for k, v in data.items()}
 
-# %% ../nbs/18_edit.ipynb #a59db630
+# %% ../nbs/18_edit.ipynb #92b1eb4f
 FILES = ".safetensors", ".pt", ".pth", ".npy", ".npz"
 
 def load_directions(
@@ -244,7 +244,9 @@ def load_directions(
 )->dict: # name -> (D,) or (L,D)
     "Edit directions, of a bundle or from files."
     path, ours = Path(bundle).expanduser(), "directions.safetensors"
-    if path.suffix not in FILES and not path.exists(): path = pretrained(str(bundle))
+    if path.suffix not in FILES and not path.exists():
+        shipped = pretrained(f"{bundle}.safetensors")    # "sdfaces64/directions_pca"
+        path = shipped if shipped.is_file() else pretrained(str(bundle))
     files = [path]
     if path.is_dir():
         files = [path/ours] if (path/ours).is_file() else sorted(
@@ -265,7 +267,7 @@ def check_directions(
         raise InputError(f"{path}: direction {name!r} is {tuple(d.shape)}; this generator takes "
                          f"({G.w_dim},) or ({G.num_ws}, {G.w_dim})")
 
-# %% ../nbs/18_edit.ipynb #2fa2d26c
+# %% ../nbs/18_edit.ipynb #eb5a9f55
 def pca_directions(
     G, # generator
     n:int=8, # directions
@@ -292,6 +294,24 @@ def closed_form_directions(
     A = style_weights(G, range(G.num_ws - 1) if layers is None else layers)
     A = A/A.norm(dim=1, keepdim=True)
     return torch.linalg.eigh((A.T @ A).double())[1].flip(1)[:, :n].T.to(A.dtype).detach()
+
+@torch.no_grad()
+def search_directions(
+    candidates:Tensor, # (K,D), e.g. of `pca_directions` or `closed_form_directions`
+    G, # generator
+    attributes, # regressor, has `names`
+    names=ATTRIBUTES, # factors to find
+    n:int=40, # faces they are tried on
+    seed:int=0, # of the faces
+)->dict: # name -> (D,), normalised
+    "For every name the candidate of whose effect it is the largest share."
+    w = sample_w(G, 400, seed)
+    sigma, wp = read_codes(G, attributes, w).std(0), G.broadcast(w[:n])
+    steps = candidates*w.std(0).norm()/2
+    moved = torch.stack([response(d, G, attributes, wp)/sigma for d in steps])
+    share = moved.abs()/moved.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    best = {k: steps[share[:, attributes.names.index(k)].argmax()] for k in names}
+    return {k: normalise(d, G, attributes, k, seed=seed + 2) for k, d in best.items()}
 
 # %% ../nbs/18_edit.ipynb #0613e932
 @torch.no_grad()

@@ -12,7 +12,7 @@ __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NE
            'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
            'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #6010d3aa
+# %% ../nbs/20_invert.ipynb #60ba2977
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from .core import (InputError, from_bytes, generator, make_card, package_dir, pick_device,
     pretrained, read_json, save_image, seed_all, to_bytes, to_pil, to_tensor, write_json)
 from .vis import labelled
-from .sdfaces import EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
+from .sdfaces import ATTRIBUTES, EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
 from .images import image_paths, load_images
 from .weights import LAYOUTS, convert, load_encoder, load_generator, save_generator
 from .gan import Discriminator, distil, grown, image_bank
@@ -36,8 +36,9 @@ from .schedule import SDFACES64, shorten
 from .cycle import train_cycle
 from .refine import refine as refine_pivot
 from .tune import THRESHOLD, Tuned, tune as tune_generator
-from .edit import (check_directions, edit as move, load_directions, measure_directions,
-    save_directions, train_directions)
+from .edit import (check_directions, closed_form_directions, edit as move,
+    load_directions, measure_directions, pca_directions, save_directions, search_directions,
+    train_directions)
 
 # %% ../nbs/20_invert.ipynb #cf8a70be
 ENCODERS = {'w': 'W', 'wplus': 'W+', 'cycle': 'cycle', 'w_long': 'W, as many steps'}   # by file
@@ -781,7 +782,7 @@ def run_demo(a)->int: # exit code
         print(f'contact sheet: {Path(a.out)/"sheet.png"}')
     return finish(record, a.out)
 
-# %% ../nbs/20_invert.ipynb #25416a5a
+# %% ../nbs/20_invert.ipynb #a2ee5f35
 HEAD = [(32, 1200, 4e-3), (64, 1500, 3e-3), (64, 2600, 4e-3), (64, 9500, 4e-3),
         (64, 9000, 4e-3)]
 NETS = dict(steps=7000, id_steps=3000)
@@ -829,11 +830,15 @@ def do_encoder(a, p):
 def do_directions(a, p):
     "The directions of the edits, chapter 18."
     b, facts = Bundle(a.out, a.device), p['directions']
-    found = train_directions(b.generator, b.attributes, seed=a.seed, **facts)
-    card = make_card('directions', seed=a.seed, preset=a.preset, steps=0,
-                     data='codes of the generator', **facts,
-                     figures=measure_directions(found, b.generator, b.attributes))
-    save_directions(found, a.out/'directions.safetensors', card)
+    G, read, names = b.generator, b.attributes, facts.get('names', ATTRIBUTES)
+    free = dict(pca=pca_directions(G, 32), closed=closed_form_directions(G, n=32))
+    found = {f'_{k}': search_directions(d, G, read, names, seed=a.seed) for k, d in free.items()}
+    found |= {'': train_directions(G, read, seed=a.seed, **facts)}
+    for how, directions in found.items():
+        card = make_card('directions', seed=a.seed, preset=a.preset, steps=0,
+                         data='codes of the generator', method=how[1:] or 'supervised', **facts,
+                         figures=measure_directions(directions, G, read))
+        save_directions(directions, a.out/f'directions{how}.safetensors', card)
 
 TRAIN = dict(nets=do_nets, generator=do_generator, encoder=do_encoder, directions=do_directions)
 MAKES = dict(generator='generator', nets='attributes', encoder='cycle', directions='directions')

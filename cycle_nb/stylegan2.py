@@ -87,7 +87,7 @@ class Block(nn.Module):
         rgb = self.torgb(y, ws[:, self.n_convs])
         return y, rgb if img is None else upsample(img, self.kernel) + rgb
 
-# %% ../nbs/05_stylegan2.ipynb #e801eb92
+# %% ../nbs/05_stylegan2.ipynb #8473c770
 ARCHITECTURES = 'skip', 'resnet', 'orig'
 
 class Synthesis(nn.Module):
@@ -112,16 +112,19 @@ class Synthesis(nn.Module):
             setattr(self, f'b{r}', Block(n_in, n_out, w_dim, r, img_channels, paints,
                                          architecture == 'resnet', clamp))
             n_in = n_out
+    def styles(self,
+        wp:Tensor, # (B,L,D)
+    )->list: # (resolution, its styles (B,2 or 3,D)) for every block
+        "Which styles each block takes."
+        first = [0] + [2*k + 1 for k in range(len(self.sizes) - 1)]
+        return [(r, wp[:, i:i + (3 if i else 2)]) for r, i in zip(self.sizes, first)]
     def forward(self,
         wp:Tensor, # (B,L,D)
         noise:str='const', # 'const', 'random' or 'none'
     )->Tensor: # (B,3,H,W)
         "Every block takes its styles; its `torgb` shares the next block's first."
-        x, img, i = None, None, 0
-        for r in self.sizes:
-            b = getattr(self, f'b{r}')
-            x, img = b(x, img, wp[:, i:i + b.n_convs + 1], noise)
-            i += b.n_convs
+        x = img = None
+        for r, ws in self.styles(wp): x, img = getattr(self, f'b{r}')(x, img, ws, noise)
         return img
 
 # %% ../nbs/05_stylegan2.ipynb #a12b95fc

@@ -1,12 +1,14 @@
 "The command as a user meets it: real processes, real files, an untrained bundle."
 import shutil, signal, subprocess, time
+from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from PIL import Image
 from cycle_nb.core import read_image, read_json, to_tensor
 from cycle_nb.invert import Inversion, invert, load_bundle, main, samples, unique_names
 from cycle_nb.sdfaces import render
-from cycle_nb.weights import load_generator
+from cycle_nb.stylegan2 import Generator
+from cycle_nb.weights import load_generator, save_generator
 from tiny import ENV, FAST, bundle, cli, command, faces
 
 STEPS = ['W', 'cycle', '+refine', '+tune']
@@ -27,7 +29,7 @@ def test_the_whole_set_trains_from_nothing(tmp_path, monkeypatch):
     for part in ('nets', 'generator', 'encoder', 'directions'):
         assert main(['train', part, '--preset', 'tiny', '--out', 'all']) == 0, part
     files = sorted(tmp_path.glob('all/*.safetensors'))
-    assert [f.stem for f in files] == sorted(['perceptual', 'identity', 'attributes', 'generator', 'w', 'wplus', 'cycle', 'w_long', 'directions'])
+    assert [f.stem for f in files] == sorted(['perceptual', 'identity', 'attributes', 'generator', 'w', 'wplus', 'cycle', 'w_long', 'directions', 'directions_pca', 'directions_closed'])
     for f in files:
         assert all(t.isfinite().all() for t in load_file(f).values()), f.name
         assert {'command', 'seed', 'steps', 'data', 'commit', 'figures'} - {'figures'} <= set(read_json(f.with_suffix('.json'))), f.name
@@ -37,17 +39,21 @@ def test_the_whole_set_trains_from_nothing(tmp_path, monkeypatch):
     assert out.img.isfinite().all() and out.img.shape == (1, 3, 64, 64)
 
 def test_convert_there_and_back(tmp_path, capsys):
-    G = load_generator('sdfaces64')
-    ours, pt, again = tmp_path/'g.safetensors', tmp_path/'g.pt', tmp_path/'back.safetensors'
-    assert main(['convert', 'sdfaces64', str(pt)]) == 0 and main(['convert', str(pt), str(again)]) == 0
-    assert main(['convert', str(pt), str(ours), '--layout', 'nvidia']) == 0
+    torch.manual_seed(0)
+    G = Generator(32, z_dim=16, w_dim=16, num_mapping=2, channel_base=256, channel_max=16)
+    save_generator(G, tmp_path/'mine.safetensors', half=False)
+    mine, pt, again, ours = (str(tmp_path/n) for n in ('mine.safetensors', 'g.pt', 'back.safetensors', 'g.safetensors'))
+    assert main(['convert', mine, pt]) == 0 and main(['convert', pt, again]) == 0
+    assert main(['convert', pt, ours, '--layout', 'nvidia']) == 0
     z = torch.randn(2, G.z_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): want = G(z)
     for f in (pt, again, ours):
         with torch.no_grad(): assert torch.equal(load_generator(f)(z), want), f
-    before = pt.read_bytes()
-    assert main(['convert', 'sdfaces64', str(pt)]) == 2 and 'overwrite' in capsys.readouterr().err and pt.read_bytes() == before
-    assert main(['convert', 'sdfaces64', str(pt), '--overwrite']) == 0
+    before = Path(pt).read_bytes()
+    assert main(['convert', mine, pt]) == 2 and 'overwrite' in capsys.readouterr().err and Path(pt).read_bytes() == before
+    assert main(['convert', mine, pt, '--overwrite']) == 0
+    assert main(['convert', 'sdfaces64', str(tmp_path/'no.pt')]) == 2 and 'z_dim=32' in capsys.readouterr().err
+    assert not (tmp_path/'no.pt').exists()
     assert main(['convert', str(tmp_path/'no.pt'), str(tmp_path/'x.pt')]) == 2 and not (tmp_path/'x.pt').exists()
 
 def test_invert_files_and_folder(bundle, faces, tmp_path):

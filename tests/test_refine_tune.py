@@ -9,7 +9,7 @@ from cycle_nb.losses import Identity, Perceptual
 from cycle_nb.project import project, ramp
 from cycle_nb.refine import companions, refine, refine_code
 from cycle_nb.stylegan2 import Generator
-from cycle_nb.tune import (PRESETS, Tuned, anchor, draw, expand, pack_bits, squeeze, stacked, tune,
+from cycle_nb.tune import (PRESETS, Tuned, anchor, draw, draw_frugally, expand, pack_bits, squeeze, stacked, tune,
                            unpack_bits)
 
 class Smooth(nn.Module):
@@ -154,6 +154,16 @@ def test_bfloat16_ends_near_float32(world):
     start = tune(img, wp, G, P, steps=0, threshold=0.).lpips
     gap = (P(a.synthesis(G, wp), img) - P(b.synthesis(G, wp), img)).abs()
     assert (gap < .1*start).all() and all(v.dtype == torch.float32 for v in b.diff.values())
+
+@pytest.mark.parametrize("near", [True, False])
+def test_frugal_tuning_is_the_same_tuning(world, near):
+    G, P, img, wp = world
+    kw = dict(steps=6, lr=3e-3, threshold=0., near=near, half=False)
+    a, b = (tune(img, wp, G, P, frugal=f, **kw) for f in (False, True))
+    own = stacked(G, 4)
+    g, h = (torch.autograd.grad(f(G, own, wp).square().sum(), list(own.values())) for f in (draw, draw_frugally))
+    assert all(torch.allclose(x, y, atol=1e-4*float(x.abs().max())) for x, y in zip(g, h))
+    assert (a.synthesis(G, wp) - b.synthesis(G, wp)).abs().max() < 1e-3
 
 @pytest.mark.parametrize("every", [2, 3])
 def test_lazy_locality_looks_every_kth_step_and_counts_k_times(world, every):

@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'KINDS', 'SE', 'prelu', 'ResidualSE', 'residual_stage', 'Bod
            'encoder_from_tensors', 'option', 'encoder_from_checkpoint', 'restyle', 'ArcFace', 'arcface_from_tensors',
            'load_arcface', 'start_from_arcface']
 
-# %% ../nbs/10_encoder.ipynb #cfc123ac
+# %% ../nbs/10_encoder.ipynb #24cf0413
 import math
 import re
 
@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from .core import InputError
 from .layers import EqualLinear
-from .losses import resized
+from .losses import Embedder, resized
 from .stylegan2 import Hub
 from .weights import Record, find_weights, mismatches, read_checkpoint
 
@@ -413,8 +413,8 @@ def restyle(
         codes.append(wp := wp + E(torch.cat([img, now], 1), stage) - mean)
     return codes
 
-# %% ../nbs/10_encoder.ipynb #5190baf8
-class ArcFace(nn.Module):
+# %% ../nbs/10_encoder.ipynb #4ef411d3
+class ArcFace(Embedder):
     "Identity of real, aligned faces (Deng et al. 2019, IR-SE-50); used as `losses.Identity` is."
     def __init__(self,
         dim:int=512, # length of the embedding
@@ -433,15 +433,6 @@ class ArcFace(nn.Module):
         "Unit-length embedding of the middle of the face."
         x = resized(resized(img, 256)[:, :, 35:223, 32:220], self.res)
         return F.normalize(self.head(self.body(x)[-1]).float(), dim=-1)
-
-    def similarity(self,
-        a:Tensor, # images (B,3,H,W)
-        b:Tensor, # images (B,3,H,W)
-    )->Tensor: # (B,), cosine, 1 for the same face
-        "Cosine of the angle between the two embeddings."
-        return (self.embed(a)*self.embed(b)).sum(-1)
-
-    forward = similarity
 
 def arcface_from_tensors(
     tensors:dict, # public name -> tensor

@@ -14,7 +14,7 @@ import torch
 
 from .core import atomic
 
-# %% ../nbs/13_learner.ipynb #4fc30fc1
+# %% ../nbs/13_learner.ipynb #69e2016b
 def make_optimizer(
     params, # of the model
     name:str="adam", # "adam", or "ranger": RAdam + Lookahead
@@ -32,9 +32,14 @@ class Lookahead:
         k:int=6, # fast steps per slow step
         alpha:float=.5, # share of the way that is kept
     ):
-        self.opt, self.k, self.alpha, self.n, self.param_groups = opt, k, alpha, 0, opt.param_groups
+        self.opt, self.k, self.alpha, self.n = opt, k, alpha, 0
         self.params = [p for g in opt.param_groups for p in g["params"]]
         self.slow = [p.detach().clone() for p in self.params]
+
+    @property
+    def param_groups(self)->list:
+        "Those of the fast optimiser: here the learning rate can be changed."
+        return self.opt.param_groups
 
     @torch.no_grad()
     def step(self):

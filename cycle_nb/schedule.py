@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'SDFACES64', 'Phase', 'Schedule', 'stage_at', 'phase_name', 
 # %% ../nbs/12_schedule.ipynb #ce25738f
 from dataclasses import dataclass, replace
 
-# %% ../nbs/12_schedule.ipynb #c512645b
+# %% ../nbs/12_schedule.ipynb #01dd9309
 @dataclass(frozen=True)
 class Phase:
     "What holds at one step."
@@ -28,6 +28,7 @@ class Schedule:
     close_from:int=650_000 # λ_delta stops growing, first offset leaves
     close_every:int=4_000 # one offset fewer
     steps:int=750_000 # end of the training
+    cool:int=0 # more steps for an encoder that is kept, see `cycle.cool_down`
     growth:float=1.2 # of λ_delta
     decay:float=.5 # of λ_adv
     lambda_delta:float=2e-4 # before the squeeze
@@ -35,7 +36,7 @@ class Schedule:
 
 PAPER = Schedule()
 SDFACES64 = Schedule(offsets=9, open_from=3000, open_every=120, squeeze_from=7200,
-                     squeeze_every=160, close_from=9600, close_every=160, steps=12_000)
+                     squeeze_every=160, close_from=9600, close_every=160, steps=12_000, cool=600)
 
 # %% ../nbs/12_schedule.ipynb #f18e7ff3
 def stage_at(
@@ -67,7 +68,7 @@ def schedule(
     delta, adv = s.lambda_delta*s.growth**grown, s.lambda_adv*s.decay**halved
     return Phase(stage_at(step, s), delta, adv, phase_name(step, s))
 
-# %% ../nbs/12_schedule.ipynb #c078f753
+# %% ../nbs/12_schedule.ipynb #c3afeafc
 def stay_in_w(
     s:Schedule, # any
 )->Schedule: # as many steps, never an offset, constant weights
@@ -82,8 +83,8 @@ def shorten(
 )->Schedule:
     "The same proportions in other steps; opening and closing keep their share for any L."
     n = offsets or s.offsets
-    at = lambda v, share=1.: max(1, round(v*share*steps/s.steps))
-    marks = "open_from", "squeeze_from", "squeeze_every", "close_from"
+    at = lambda v, share=1.: max(1, round(v*share*steps/s.steps)) if v else 0
+    marks = "open_from", "squeeze_from", "squeeze_every", "close_from", "cool"
     marks = {k: at(getattr(s, k)) for k in marks}
     pace = {k: at(getattr(s, k), s.offsets/n) for k in ("open_every", "close_every")}
     return replace(s, offsets=n, steps=steps, **marks, **pace)

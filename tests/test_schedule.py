@@ -1,8 +1,10 @@
 "The plan against the method's table, and the promise that a killed run is the unbroken run."
 import json
+from dataclasses import replace
 import pytest, torch
+from safetensors.torch import load_file
 from cycle_nb.core import InputError, generator
-from cycle_nb.cycle import CycleTask, train_cycle
+from cycle_nb.cycle import CycleTask, cool_down, train_cycle
 from cycle_nb.encoder import Encoder
 from cycle_nb.learner import At, Checkpoint, Record, fit
 from cycle_nb.losses import Identity, Perceptual
@@ -63,7 +65,8 @@ def test_baseline_never_leaves():
 # --- the run -------------------------------------------------------------------------------
 
 BODY = dict(widths=(4, 8, 8, 8, 8), depth=(1,)*5)
-WAY = Schedule(offsets=7, open_from=4, open_every=1, squeeze_from=14, squeeze_every=1, close_from=18, close_every=1, steps=27)
+WAY = Schedule(offsets=7, open_from=4, open_every=1, squeeze_from=14, squeeze_every=1, close_from=18, close_every=1, steps=27,
+               cool=2)
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +109,7 @@ def unbroken(world, tmp_path_factory):
 
 def test_killed_run_is_the_unbroken_run(world, unbroken, tmp_path):
     whole, folder = unbroken
-    for stop in (10, 8, 5):                                             # in open, squeeze and close
+    for stop in (10, 9, 6):                                 # in open, while wplus cools down, in the squeeze
         with pytest.raises(KeyboardInterrupt): run(world, tmp_path, stop)
     assert same(whole, run(world, tmp_path))
     for name in ('w', 'wplus', 'cycle'):
@@ -119,7 +122,7 @@ def test_killed_run_is_the_unbroken_run(world, unbroken, tmp_path):
 
 def test_weights_of_the_loss_after_a_resume(world, unbroken, tmp_path):
     "λ and stage depend on the step alone."
-    with pytest.raises(KeyboardInterrupt): run(world, tmp_path, 18)     # in mid-squeeze
+    with pytest.raises(KeyboardInterrupt): run(world, tmp_path, 22)     # in mid-squeeze
     seen = []
     G, nets, bank = world
     torch.manual_seed(0)
@@ -141,12 +144,37 @@ def test_baseline_is_the_same_road_in_w(world, unbroken, tmp_path):
     b = run(world, tmp_path, part='baseline')
     assert same(a, b) and not same(a, unbroken[0])
     card = json.loads((tmp_path/'nets'/'w_long.json').read_text())
-    assert card['steps'] == WAY.steps and card['config']['stage'] == 0
+    assert card['steps'] == WAY.steps + WAY.cool and card['config']['stage'] == 0
     with pytest.raises(InputError, match='baseline'): run(world, tmp_path, part='both')
 
 
+def test_cooling_down_leaves_the_road_as_it_was(world, unbroken, tmp_path):
+    G, nets, bank = world
+    warm = train_cycle(G, nets, batches(bank), replace(WAY, cool=0), tmp_path/'out', tmp_path/'nets', held=bank[:6],
+                       batch=4, pool=5, optimizer='ranger')
+    assert same(warm, unbroken[0]) and warm.opt.param_groups[0]['lr'] == unbroken[0].opt.param_groups[0]['lr'] == 1e-3
+    tensors = [load_file(f/'nets'/'w.safetensors') for f in (tmp_path, unbroken[1])]
+    assert any(not torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
+
+
+@pytest.mark.parametrize('optimizer', ['adam', 'ranger'])
+def test_rate_falls_in_the_phase_that_ends(world, optimizer):
+    G, nets, bank = world
+    torch.manual_seed(0)
+    task = CycleTask(G, Encoder(32, 8, 16, w_avg=G.w_avg), nets, batches(bank), WAY, 4, pool=5, optimizer=optimizer)
+    task.step, rates, stages = WAY.open_from, [], []
+    step = task.train_step
+    def look():
+        rates.append(task.opt.param_groups[0]['lr']); stages.append(task.phase.stage)
+        return step()
+    task.train_step = look
+    cool_down(task, 4)
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4]) and stages == [0]*4
+    assert task.phase.stage == 5 and task.step == WAY.open_from + 4     # the schedule holds again
+
+
 def test_cards_tell_the_stage(unbroken):
-    for name, stage, steps in (('w', 0, 4), ('wplus', 7, 14), ('cycle', 0, 27)):
+    for name, stage, steps in (('w', 0, 6), ('wplus', 7, 16), ('cycle', 0, 29)):
         card = json.loads((unbroken[1]/'nets'/f'{name}.json').read_text())
         assert card['config']['stage'] == stage and card['steps'] == steps and card['seed'] == 0
         assert Schedule(**card['schedule']) == WAY

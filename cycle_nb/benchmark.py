@@ -11,7 +11,7 @@ __all__ = ['JUDGED_BY', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS
            'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'quality_record',
            'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #7735dfd4
+# %% ../nbs/22_benchmark.ipynb #dd531281
 import hashlib, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median_high, median_low
@@ -22,7 +22,7 @@ from .sdfaces import out_of_domain, render, sample_factors
 from .cycle import held_out
 from .project import project
 from .refine import refine as refine_pivot, refine_code
-from .tune import tune as tune_generator
+from .tune import mend, tune as tune_generator
 from .latents import sample_w, spread
 from .losses import PackagePerceptual, auc, r2
 from .stylegan2 import Generator
@@ -341,7 +341,7 @@ def measure_render(
     facts = dict(resolution=res, cores=os.cpu_count())
     return dict(images_per_s=median_high(speeds), repeats=speeds) | facts
 
-# %% ../nbs/22_benchmark.ipynb #190dc89c
+# %% ../nbs/22_benchmark.ipynb #ead249c8
 def rounded(
     x, # numbers in dicts
 ):
@@ -404,17 +404,20 @@ def together(
 def squeezed(
     tuned, # `Tuned`
     img:Tensor, # (B,3,H,W)
-    wp:Tensor, # (B,L,D)
+    wp:Tensor, # pivots (B,L,D)
     bundle, # `Bundle`
 )->dict: # kilobytes, share of the generator's parameters in float32, extra perceptual distance
-    "What a tuned generator weighs, and what its squeezing costs."
+    "What a tuned generator weighs, and what its squeezing costs, as it is and mended."
     G, lpips = bundle.generator, bundle.perceptual
     packed = [tuned.pack(i) for i in range(len(tuned))]
     size = sum(v.numel()*v.element_size() for v in packed[0].values())
-    back = type(tuned).unpack(packed, G)
-    far = [float(lpips.precise(t.synthesis(G, wp), img).mean()) for t in (tuned, back)]
+    stored = mend(tuned, img, wp, G, lpips)
+    stored = [stored.pack(i) for i in range(len(tuned))]
+    back = (tuned, *(type(tuned).unpack(p, G) for p in (packed, stored)))
+    far, raw, mended = (float(lpips.precise(t.synthesis(G, wp), img).mean()) for t in back)
     whole = 4*sum(p.numel() for p in G.parameters())
-    return dict(kilobytes=size/1e3, share=size/whole, before=far[0], extra=far[1]/far[0] - 1)
+    return dict(kilobytes=size/1e3, share=size/whole, before=far, extra_unmended=raw/far - 1,
+                extra=mended/far - 1)
 
 def measure_speed(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`

@@ -313,7 +313,7 @@ def search_directions(
     best = {k: steps[share[:, attributes.names.index(k)].argmax()] for k in names}
     return {k: normalise(d, G, attributes, k, seed=seed + 2) for k, d in best.items()}
 
-# %% ../nbs/18_edit.ipynb #0613e932
+# %% ../nbs/18_edit.ipynb #8767c8b7
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)
@@ -323,29 +323,40 @@ def strength_for(
     change, # asked change of what is read, a number or (B,)
     most:float=6., # largest strength tried
     coarse:int=6, # steps to bracket the answer
-    fine:int=8, # bisections after it
-    tol:float=.05, # accepted error, as a share of the change
+    fine:int=8, # guesses after it, at most
+    tol:float=.05, # accepted error, as a share of the change; the search goes on to a fifth of it
 )->tuple: # strengths (B,), whether the change was reached (B,) bool
-    "Per code the smallest strength at which the regressor sees the asked change, by bisection."
+    "Per code the smallest strength at which the regressor sees the asked change."
     base = read(draw(wp))
     change = torch.as_tensor(change).to(base).expand_as(base)
     way = lambda s: edit(wp, direction, s*change.sign())
     share = lambda s: (read(draw(way(s))) - base)/change # 1: as asked
-    low, high = bracket(share, base, most, coarse)
+    low, high, a, b = bracket(share, torch.zeros_like(base), most, coarse)
+    s, seen, off = high, b >= 1, (b - 1).abs() # the best guess, whether there is one to find
     for _ in range(fine):
-        mid = (low + high)/2
-        enough = share(mid) >= 1
-        low, high = torch.where(enough, low, mid), torch.where(enough, mid, high)
-    return high*change.sign(), (share(high) - 1).abs() <= tol
+        todo = seen & (off > tol/5)
+        if not todo.any(): break
+        new = low + (high - low)*((1 - a)/(b - a)).clamp(.1, .9) # where a line would reach 1
+        now = share(new)
+        low, a = torch.where(now < 1, new, low), torch.where(now < 1, now, a)
+        high, b = torch.where(now < 1, high, new), torch.where(now < 1, b, now)
+        better = todo & ((now - 1).abs() < off)
+        s, off = torch.where(better, new, s), torch.where(better, (now - 1).abs(), off)
+    return s*change.sign(), off <= tol
 
 def bracket(
     f, # strengths (B,) -> share of the asked change (B,)
-    like:Tensor, # (B,)
+    zero:Tensor, # (B,), where the walk begins; the share is 0 there
     most:float, # largest strength
     n:int, # equal intervals up to it
-)->tuple: # low (B,), high (B,); both `most` where nothing is found
+)->tuple: # low, high, f(low), f(high), each (B,); where nothing is found high is `most`
     "The first interval in which the share reaches 1."
-    grid = torch.linspace(0, most, n + 1).to(like)
-    reached = torch.stack([f(torch.full_like(like, s)) >= 1 for s in grid[1:].tolist()])
-    first = torch.where(reached.any(0), reached.float().argmax(0), n)
-    return grid[first.clamp(max=n)], grid[(first + 1).clamp(max=n)]
+    low, high, a, b = zero, zero, zero, zero
+    for k in range(1, n + 1):
+        going = b < 1
+        if not going.any(): break
+        at = torch.full_like(zero, most*k/n)
+        now = f(at)
+        low, a = torch.where(going, high, low), torch.where(going, b, a)
+        high, b = torch.where(going, at, high), torch.where(going, now, b)
+    return low, high, a, b

@@ -12,7 +12,7 @@ __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NE
            'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
            'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #60ba2977
+# %% ../nbs/20_invert.ipynb #4abc71a3
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ from .encoder import restyle
 from .schedule import SDFACES64, shorten
 from .cycle import train_cycle
 from .refine import refine as refine_pivot
-from .tune import THRESHOLD, Tuned, tune as tune_generator
+from .tune import THRESHOLD, Tuned, mend, tune as tune_generator
 from .edit import (check_directions, closed_form_directions, edit as move,
     load_directions, measure_directions, pca_directions, save_directions, search_directions,
     train_directions)
@@ -256,7 +256,7 @@ def write_samples(
     facts = dict(factors=FACTORS, extras=EXTRAS, resolution=res, faces=faces)
     write_json(facts, Path(folder)/'factors.json')
 
-# %% ../nbs/20_invert.ipynb #26a6ef8c
+# %% ../nbs/20_invert.ipynb #f9208e0c
 def road(
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
@@ -279,6 +279,7 @@ def road(
     if tune:
         tuned = tune_generator(target, wp, G, lpips, steps=tune, seed=seed,
                                threshold=threshold, preset=preset)
+        tuned = mend(tuned, target, wp, G, lpips, preset=preset) # as it will be stored
         yield '+tune', wp, tuned.synthesis(G, wp), tuned
 
 MEASURES = 'mse', 'perceptual', 'identity'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['held_out', 'CycleTask', 'measure_encoder', 'save_encoder', 'cool_down', 'keeper', 'ends', 'start_task', 'train_cycle']
 
-# %% ../nbs/14_cycle.ipynb #0da3ca93
+# %% ../nbs/14_cycle.ipynb #18570efe
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .core import InputError, autocast, generator, make_card, pretrained
+from .core import InputError, autocast, generator, make_card
 from .sdfaces import render, sample_factors
 from .weights import save_model
 from .latents import spread
@@ -159,7 +159,7 @@ def save_encoder(
     try: save_model(E, path, card)
     finally: E.stage = was
 
-# %% ../nbs/14_cycle.ipynb #14705976
+# %% ../nbs/14_cycle.ipynb #b670d72a
 def cool_down(
     task:CycleTask, # at the end of a phase
     steps:int, # 0: nothing happens
@@ -179,6 +179,7 @@ def keeper(
     folder:Path, # where it goes
     held:Tensor, # images for the figures
     out:Path, # where the state at the end of W goes
+    data:str, # what the images are, for the card
 ): # a function of the task
     "What is done at the end of a phase: cool down, measure, say so, save, and back."
     def keep(task):
@@ -188,7 +189,7 @@ def keeper(
         figures = measure_encoder(task.E, task.G, task.nets, held, stage)
         print(f"{name} after {task.step} steps: {figures}", flush=True)
         facts = dict(name=name, steps=task.step, batch=task.batch, weights=task.weights,
-                     schedule=asdict(task.sched), data="SDFaces renders (cycle_nb.sdfaces)")
+                     schedule=asdict(task.sched), data=data)
         card = make_card("encoder", seed=task.seed, held=len(held), figures=figures, **facts)
         save_encoder(task.E, folder/f"{name}.safetensors", card, stage)
         task.load(before)
@@ -202,7 +203,7 @@ def ends(
     if part == "baseline": return {s.steps: ("w_long", 0)}
     return {s.open_from: ("w", 0), s.squeeze_from: ("wplus", s.offsets), s.steps: ("cycle", 0)}
 
-# %% ../nbs/14_cycle.ipynb #385b040f
+# %% ../nbs/14_cycle.ipynb #f68dac80
 def start_task(
     G, # fixed generator
     nets:tuple, # perceptual, identity, …
@@ -224,10 +225,11 @@ def train_cycle(
     real_batches, # (n, torch.Generator) -> images
     sched:Schedule=SDFACES64, # the way
     out="runs/cycle", # checkpoints and logs
-    folder=None, # where the encoders go (default: the bundle `sdfaces64`)
+    folder=None, # where the encoders go (default: beside the checkpoints)
     part:str="cycle", # "cycle": W, W+ and back · "baseline": W for as many steps
     held:Tensor=None, # held-out images for the figures (default: 128 renders)
     size:str="small", # of the encoder
+    data:str="SDFaces renders (cycle_nb.sdfaces)", # what the images are, for the card
     seed:int=0, # of weights and draws
     save_every:int=250, # steps between checkpoints
     log_every:int=100, # steps between log lines and measurements
@@ -235,7 +237,7 @@ def train_cycle(
 )->CycleTask:
     "Train one of the two roads, resumable. Writes w, wplus and cycle, or w_long."
     if part not in ("cycle", "baseline"): raise InputError(f"no part {part!r}; cycle or baseline")
-    out, folder = Path(out), Path(folder) if folder else pretrained("sdfaces64")
+    out, folder = Path(out), Path(folder or out)
     way = sched if part == "cycle" else stay_in_w(sched)
     task = start_task(G, nets, real_batches, way, size, seed, **kw)
     held = (held_out(128, G.resolution) if held is None else held).to(G.w_avg)
@@ -243,6 +245,6 @@ def train_cycle(
     def measure(t):
         found = measure_encoder(t.E, G, nets, held, t.phase.stage)
         return {f"held_{k}": v for k, v in found.items()}
-    keep = {at: keeper(*what, folder, held, out) for at, what in ends(part, sched).items()}
+    keep = {at: keeper(*what, folder, held, out, data) for at, what in ends(part, sched).items()}
     return fit(task, sched.steps, [At(keep), Checkpoint(out/f"{part}.pt", save_every),
         Record(log_every, measure, out/f"{part}.jsonl"), Progress(log_every, part, task.batch)])

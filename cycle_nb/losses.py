@@ -673,9 +673,9 @@ def train_identity(
     finish(net, folder, measure_identity(net, held), seed=seed, steps=steps, **facts)
     return net
 
-# %% ../nbs/09_losses.ipynb #e1c7a532
+# %% ../nbs/09_losses.ipynb #6c166b46
 def train_nets(
-    folder=None, # where the three files go (default: the bundle `sdfaces64`)
+    folder=None, # where the three files go (default: beside the checkpoints)
     work="runs/nets", # checkpoints and image banks; delete it to start again
     steps:int=8000, # of the attribute network
     id_steps:int=5000, # of the identity network
@@ -689,7 +689,7 @@ def train_nets(
     body:dict=None, # arguments of `FeatureNet`
 )->tuple: # perceptual, identity, attributes, read back from their files
     "Attributes, then the perceptual weights, then identity; resumable."
-    folder, work = Path(folder) if folder else pretrained("sdfaces64"), Path(work)
+    folder, work = Path(folder or work), Path(work)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     body = dict(res=64) | (body or {})

@@ -281,12 +281,12 @@ def tune_loss(
     times = lambda k: every if k.startswith("near") else 1
     return sum(times(k)*lambdas[k]*v for k, v in parts.items())
 
-# %% ../nbs/17_tune.ipynb #f3c4d558
+# %% ../nbs/17_tune.ipynb #70398d9f
 def orthogonal(
     m:Tensor, # matrices (B,O,I)
     rounds:int=5, # of the iteration
 )->Tensor: # (B,O,I): the same singular vectors, singular values between .7 and 1.2 or so
-    "Newton-Schulz iteration with Jordan's coefficients; singular values far below the largest stay small."
+    "Newton-Schulz iteration, Jordan's coefficients; values far below the largest stay small."
     if m.shape[1] > m.shape[2]: return orthogonal(m.mT, rounds).mT
     x = m/m.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-20)
     a, one = x @ x.mT, torch.eye(m.shape[1]).to(m)
@@ -297,14 +297,15 @@ def orthogonal(
     return total @ x
 
 class Descent:
-    "Adam for stacked weights, with a rate for each image; with `muon` another rule for convolutions."
+    "Adam for stacked weights, with a rate per image; or Muon for their convolutions."
     def __init__(self,
         weights:dict, # parameter name -> (B,…), changed in place
         muon:bool=False, # steps of convolutions have all singular values alike
         betas=(.9, .999), # memory of the gradient and of its square
     ):
         self.weights, self.betas, self.muon, self.steps = weights, betas, muon, 0
-        self.wide = [k for k, p in weights.items() if muon and p.ndim == 5 and min(p.shape[1:3]) > 4]
+        wide = lambda p: p.ndim == 5 and min(p.shape[1:3]) > 4     # not the colours
+        self.wide = [k for k, p in weights.items() if muon and wide(p)]
         zeros = lambda names: {k: torch.zeros_like(weights[k]) for k in names}
         self.mean, self.square = zeros(weights), zeros(weights.keys() - set(self.wide))
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['JUDGED_BY', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED', 'part_of', 'version_of',
            'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method', 'refined_pivot',
-           'pivot', 'inverted', 'judge', 'faces_of', 'measure_quality', 'axis', 'grouped', 'quality_summary',
-           'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after',
-           'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated',
-           'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'quality_record',
-           'speed_record', 'run', 'tradeoff']
+           'pivot', 'inverted', 'judge', 'faces_of', 'sets_of', 'way_back', 'measure_quality', 'axis_keys', 'axis',
+           'grouped', 'quality_summary', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render',
+           'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost',
+           'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many', 'road_record',
+           'generator_record', 'printed', 'quality_record', 'frechets', 'number_or_folder', 'speed_record', 'run',
+           'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #dd531281
+# %% ../nbs/22_benchmark.ipynb #035f6018
 import hashlib, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median_high, median_low
@@ -20,6 +21,8 @@ from torch import Tensor
 from .core import InputError, generator, make_card, pick_device, read_json, write_json
 from .sdfaces import out_of_domain, render, sample_factors
 from .cycle import held_out
+from .edit import edit
+from .images import image_paths, load_images
 from .project import project
 from .refine import refine as refine_pivot, refine_code
 from .tune import mend, tune as tune_generator
@@ -27,12 +30,12 @@ from .latents import sample_w, spread
 from .losses import PackagePerceptual, auc, r2
 from .stylegan2 import Generator
 from .vis import tradeoff_axes
-from .metrics import (bootstrap, edit_error, frechet, linear_probe, ms_ssim, mse,
-    precision_recall, psnr)
-from .invert import MEASURES, Bundle, Truth, load_bundle, peak_memory, walk
+from .metrics import (bootstrap, counterfactual, edit_error, frechet, lec, linear_probe,
+    ms_ssim, mse, precision_recall, psnr)
+from .invert import ENCODERS, MEASURES, Bundle, Truth, load_bundle, peak_memory, walk
 from .invert import add_common, count, join_tuned
 
-# %% ../nbs/22_benchmark.ipynb #997badf2
+# %% ../nbs/22_benchmark.ipynb #47cd4ce5
 def part_of(
     work, # folder of all parts
     kind:str, # of measurement
@@ -53,6 +56,9 @@ def version_of(
     "A bundle's name and the beginning of a hash of those networks that decide a figure."
     h, files = hashlib.sha256(), [bundle.folder/f'{n}.safetensors' for n in (*JUDGED_BY, *names)]
     for f in filter(Path.is_file, files): h.update(f.read_bytes())
+    if not files[0].is_file():                       # networks that were never in a bundle's folder
+        for net in (bundle.generator, *map(bundle.encoder, names)):
+            for t in net.state_dict().values(): h.update(t.cpu().contiguous().numpy().tobytes())
     return f'{bundle.folder.name}.{h.hexdigest()[:6]}'
 
 def measure_road(
@@ -189,27 +195,32 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #a668e0e9
+# %% ../nbs/22_benchmark.ipynb #d5b4b778
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
-    truth:Truth, # the factors behind them
+    truth:Truth, # the factors behind them; None: nobody knows
     wp:Tensor, # codes (B,L,D)
     draw, # codes -> images
-    nets:tuple, # perceptual, identity, attributes: the judges
+    nets:tuple, # perceptual, identity (or None), attributes (or None): the judges
     directions:dict, # name -> edit
     changes:dict=CHANGES, # factor -> true change; those without a direction are left out
+    encode=None, # images -> codes, for the way back; None: no LEC
 )->list: # of B dicts
-    "All measures of a batch."
+    "All measures of a batch; with the truth, those of edits too."
     (lpips, identity, attributes), out = nets, draw(wp).clamp(-1, 1)
     row = dict(mse=mse(out, img), psnr=psnr(out, img), perceptual=lpips(out, img),
-               ms_ssim=ms_ssim(out, img), identity=identity.similarity(out, img),
-               spread=spread(wp))
-    for k in [k for k in changes if k in directions]:
-        found = edit_error(wp, draw, directions[k], attributes, truth.u, k, changes[k],
-                           extras=truth.extras)
+               ms_ssim=ms_ssim(out, img), spread=spread(wp))
+    if identity: row['identity'] = identity.similarity(out, img)
+    for k in directions if truth is None else [k for k in changes if k in directions]:
+        found = dict(strength=torch.ones(len(img)).to(wp)) if truth is None else edit_error(
+            wp, draw, directions[k], attributes, truth.u, k, changes[k], extras=truth.extras)
+        moved = draw(edit(wp, directions[k], found['strength'])).clamp(-1, 1)
+        if identity: found['kept'] = identity.similarity(moved, out)
+        if encode: found['lec'] = lec(wp, encode, draw, directions[k])
+        if attributes: found['seen'] = attributes(moved)
         row |= {f'{k}/{part}': v for part, v in found.items()}
-    return [dict(zip(row, map(float, values))) for values in zip(*row.values())]
+    return [dict(zip(row, values)) for values in zip(*(v.float().tolist() for v in row.values()))]
 
 def faces_of(
     kind:str, # 'in' or 'out' of the domain
@@ -223,10 +234,33 @@ def faces_of(
     u = sample_factors(n, generator(40_000))
     return render(u, res), Truth(u)
 
+def sets_of(
+    images, # how many drawn faces of the domain, or a folder of your own pictures
+    outside:int, # drawn faces out of the domain
+    res:int, # pixels
+)->list: # (kind, how many, which, slice -> images and their truth)
+    "What shall be inverted: drawn faces, whose truth is known, or pictures nobody drew."
+    if isinstance(images, int):
+        take = lambda img, truth: lambda cut: (img[cut], truth[cut])
+        return [(k, n, n, take(*faces_of(k, n, res)))
+                for k, n in (('in', images), ('out', outside)) if n]
+    paths = image_paths(images)
+    names = '\n'.join(f'{p} {p.stat().st_size} {p.stat().st_mtime_ns}' for p in paths)
+    which = f'{len(paths)}.{hashlib.sha256(names.encode()).hexdigest()[:6]}'
+    return [('own', len(paths), which, lambda cut: (load_images(paths[cut], res)[0], None))]
+
+def way_back(
+    bundle, # `Bundle`
+    method:str, # see `parse_method`
+): # images -> codes; None: this method has no encoder that answers at once
+    "What leads from an edited image back to a code."
+    name, refines, _ = parse_method(method)
+    return None if refines or name.startswith('opt-') else lambda img: pivot(img, bundle, name)
+
 def measure_quality(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
-    images:int=64, # held-out faces in the domain
-    outside:int=0, # faces out of it
+    images=64, # held-out faces in the domain, or a folder of your own pictures
+    outside:int=0, # faces out of the domain
     methods=QUICK, # see `parse_method`
     referee=None, # folder of feature networks that shall measure; None: the bundle's own
     batch:int=16, # faces at a time
@@ -238,35 +272,41 @@ def measure_quality(
     b, rows, start = load_bundle(bundle), [], time.time()
     by = b if referee is None else Bundle(referee, b.device)
     judges = '' if by is b else '-by-' + version_of(by)
-    encoder = lambda method: parse_method(method)[0].removesuffix('-all')
-    versions = {m: version_of(b, encoder(m)) + judges for m in methods}
-    for kind, n in (('in', images), ('out', outside)):
-        if not n: continue
-        img, truth = faces_of(kind, n, b.generator.resolution)
+    encoders = lambda m: [n for n in [parse_method(m)[0].removesuffix('-all')] if n in ENCODERS]
+    versions = {m: version_of(b, *encoders(m)) + judges for m in methods}
+    for kind, n, which, take in sets_of(images, outside, b.generator.resolution):
         for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
             cut = slice(i, min(i + batch, n))
-            tag = dict(bundle=versions[method], set=kind, images=n, method=method, batch=batch)
+            tag = dict(bundle=versions[method], set=kind, images=which, method=method, batch=batch)
             part = part_of(work, 'quality', tag | settings, cut)
             if not part.exists():
-                pair = inverted(img[cut], b, method, **settings)
-                found = judge(img[cut], truth[cut], *pair, by.nets, b.directions)
+                img, truth = take(cut)
+                pair, back = inverted(img.to(b.device), b, method, **settings), way_back(b, method)
+                found = judge(img.to(b.device), truth, *pair, by.nets, b.directions, encode=back)
                 facts = [dict(set=kind, image=i + k, method=method) for k in range(len(found))]
                 write_json([f | r for f, r in zip(facts, found)], part)
             rows += read_json(part)
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #99b55610
-AXES = 'mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'spread'
+# %% ../nbs/22_benchmark.ipynb #e04ae52f
+AXES = ('mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'kept', 'lec',
+        'spread')
+
+def axis_keys(
+    rows:list, # of one set and method
+    name:str, # one of `AXES`
+)->list: # of the measures it is the mean of; empty: not measured
+    "A measure of reconstructions, or of the edits by all words."
+    part = dict(edit='error').get(name, name)
+    return [k for k in rows[0] if k == name or k.endswith(f'/{part}')]
 
 def axis(
     rows:list, # of one set and method
     name:str, # one of `AXES`
 )->torch.Tensor: # (N,)
     "One number per face; those of edits are means over the words."
-    part = dict(edit='error').get(name, name)
-    keys = [k for k in rows[0] if k == name or k.endswith(f'/{part}')]
-    return torch.tensor([[r[k] for k in keys] for r in rows]).mean(1)
+    return torch.tensor([[r[k] for k in axis_keys(rows, name)] for r in rows]).mean(1)
 
 def grouped(
     rows:list, # of `measure_quality`
@@ -280,8 +320,28 @@ def quality_summary(
     rows:list, # of `measure_quality`
 )->dict: # set -> method -> axis -> mean, low, high
     "Means with their intervals."
-    return {s: {m: {a: interval(axis(rs, a)) for a in AXES} for m, rs in ms.items()}
+    known = lambda rs: [a for a in AXES if axis_keys(rs, a)]
+    return {s: {m: {a: interval(axis(rs, a)) for a in known(rs)} for m, rs in ms.items()}
             for s, ms in grouped(rows).items()}
+
+@torch.no_grad()
+def edit_frechet(
+    rows:list, # of `measure_quality`, of one drawn set and method
+    truth:Truth, # the factors of all its images
+    attributes, # the regressor that measured
+    res:int, # pixels
+    changes:dict=CHANGES, # as in `judge`
+)->float: # mean over the words
+    "Fréchet distance between edited faces and truly edited ones, as the regressor sees them."
+    far = []
+    for k in [k for k in changes if f'{k}/seen' in rows[0]]:
+        then = counterfactual(truth.u, k, changes[k])
+        cuts = [slice(i, i + 100) for i in range(0, len(then), 100)]
+        some = lambda c: None if truth.extras is None else truth.extras[c]
+        draw = lambda c: render(then[c], res, some(c)).to(next(attributes.parameters()))
+        true = torch.cat([attributes(draw(c)) for c in cuts])
+        far.append(frechet(torch.tensor([r[f'{k}/seen'] for r in rows]), true.float().cpu()))
+    return sum(far)/len(far) if far else None
 
 CLAIMS = [('cycle', 'w_long', 'perceptual'), ('cycle', 'w_long', 'mse'), ('cycle', 'wplus', 'edit'),
           ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+refine', 'cycle', 'perceptual'),
@@ -295,7 +355,7 @@ def verdicts(
     out = []
     for s, of in grouped(rows).items():
         for a, b, x in claims:
-            if a not in of or b not in of: continue
+            if a not in of or b not in of or not axis_keys(of[a], x): continue
             d = interval(axis(of[a], x) - axis(of[b], x))
             says = 'holds' if d['high'] < 0 else 'fails' if d['low'] > 0 else 'open'
             out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d | dict(verdict=says))
@@ -305,11 +365,12 @@ def quality_table(
     s:dict, # of `quality_summary`
 )->str: # Markdown
     "One table per set."
-    cell = lambda v: f"{v['mean']:.4f} ±{(v['high'] - v['low'])/2:.4f}"
-    lines = []
+    cell = lambda v: f"{v['mean']:.4f} ±{(v['high'] - v['low'])/2:.4f}" if v else '–'
+    title, lines = {'in': 'inside the domain', 'out': 'outside the domain'}, []
     for kind, methods in s.items():
-        rows = [[m, *(cell(v[a]) for a in AXES)] for m, v in methods.items()]
-        lines += ['', f'{kind}side the domain', '', *markdown(['method', *AXES], rows)]
+        known = [a for a in AXES if any(a in v for v in methods.values())]
+        rows = [[m, *(cell(v.get(a)) for a in known)] for m, v in methods.items()]
+        lines += ['', title.get(kind, 'your own pictures'), '', *markdown(['method', *known], rows)]
     return '\n'.join(lines)
 
 # %% ../nbs/22_benchmark.ipynb #81a5384d
@@ -519,7 +580,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #4654ab70
+# %% ../nbs/22_benchmark.ipynb #350286e0
 def options(
     p, # argparse parser
 ):
@@ -529,8 +590,9 @@ def options(
                    'large: a step of tuning at 256 and 1024 px; '
                    'demo: its time and memory; render: portraits per second')
     add_common(p)
-    p.add_argument('--images', type=count,
-                   help='faces (default: road 256, quality 64, generator 5000, speed 12)')
+    p.add_argument('--images', type=number_or_folder, metavar='N|FOLDER',
+                   help='faces (default: road 256, quality 64, generator 5000, speed 12); quality: '
+                   'also a folder of your own pictures')
     p.add_argument('--bundle', default='sdfaces64', help='a shipped name or a folder')
     p.add_argument('--referee', metavar='FOLDER', help='quality, generator: feature networks that '
                    'measure, trained apart (default: those of the bundle)')
@@ -548,6 +610,8 @@ def how_many(
     why:str, # what needs as many
 )->int:
     "The number of faces, large enough."
+    if isinstance(a.images, Path):
+        raise InputError(f'--images {a.images}: {a.what} draws its own faces; give a number')
     n = usual if a.images is None else a.images
     if n < least: raise InputError(f'--images {n}: {why} at least {least} faces')
     return n
@@ -576,17 +640,36 @@ VERDICT = '{set}: {claim}  {mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}'
 
 def quality_record(a)->dict:
     "All methods on the same faces: tables, verdicts, record."
-    n = how_many(a, 64, 2, 'an interval needs')
+    images = a.images if isinstance(a.images, Path) else how_many(a, 64, 2, 'an interval needs')
     methods = a.methods.split(',') if a.methods else QUICK
     for m in methods: parse_method(m)
     settings = dict(tune=a.tune, seed=a.seed)
     bundle = load_bundle(a.bundle, a.device)
-    rows = measure_quality(bundle, n, a.outside, methods, a.referee, work=a.work, **settings)
+    rows = measure_quality(bundle, images, a.outside, methods, a.referee, work=a.work, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
+    if not isinstance(images, Path): found |= dict(edit_frechet=frechets(rows, bundle, a.referee))
     print(quality_table(found['sets']))
     for v in found['verdicts']: print(VERDICT.format(**v))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)
-    return dict(images=n, outside=a.outside) | facts | settings | found
+    where = str(images) if isinstance(images, Path) else images
+    return dict(images=where, outside=a.outside) | facts | settings | found
+
+def frechets(
+    rows:list, # of `measure_quality`, drawn faces
+    bundle, # `Bundle`
+    referee=None, # folder of the feature networks that measured; None: the bundle's own
+)->dict: # set -> method -> edit Fréchet distance
+    "For every method one number: it belongs to a set, not to a face."
+    by = bundle if referee is None else Bundle(referee, bundle.device)
+    facts = by.attributes, bundle.generator.resolution
+    return {s: {m: rounded(edit_frechet(rs, faces_of(s, len(rs), facts[1])[1], *facts))
+                for m, rs in ms.items()} for s, ms in grouped(rows).items()}
+
+def number_or_folder(
+    text:str, # of an option
+):
+    "Drawn faces to make, or a folder of pictures."
+    return Path(text) if Path(text).is_dir() else count(text)
 
 def speed_record(a)->dict:
     "The speed of tuning, printed."

@@ -1,8 +1,14 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
 import signal, subprocess, time
 import pytest, torch
-from cycle_nb.benchmark import CLAIMS, PIVOTS, REFINES, axis, parse_method, quality_summary, verdicts
-from cycle_nb.core import InputError, generator, read_json
+from cycle_nb.benchmark import (CLAIMS, PIVOTS, REFINES, axis, edit_frechet, faces_of, inverted, judge, measure_quality,
+                                parse_method, quality_summary, quality_table, verdicts, version_of)
+from cycle_nb.core import InputError, generator, read_json, to_pil
+from cycle_nb.encoder import Encoder
+from cycle_nb.invert import load_bundle, own_bundle
+from cycle_nb.losses import Perceptual
+from cycle_nb.sdfaces import render, sample_factors, with_factor, FACTORS
+from cycle_nb.stylegan2 import Generator
 from cycle_nb.metrics import linear_probe
 from tiny import ENV, bundle, cli, command, write_bundle
 
@@ -70,3 +76,66 @@ def test_linear_probe_is_least_squares_on_unseen_rows():
     A = torch.cat([w, torch.ones(300, 1)], 1).double()
     want = A[240:] @ torch.linalg.lstsq(A[:240], y[:240].double()).solution
     assert torch.equal(true, y[240:]) and torch.allclose(pred.double(), want, atol=1e-4)
+
+@pytest.fixture
+def pictures(tmp_path):
+    "A folder of five pictures of three formats and sizes."
+    folder = tmp_path/'mine'; folder.mkdir()
+    for i, x in enumerate(render(sample_factors(5, generator(3)), 48)):
+        to_pil(x).resize((48 + 7*i, 48)).save(folder/f'{i}.{("png", "jpg", "bmp")[i % 3]}')
+    return folder
+
+def test_a_folder_of_pictures_is_measured_without_truth(bundle, pictures, tmp_path):
+    args = ['benchmark', 'quality', '--images', pictures, '--methods', 'w,cycle+tune', '--tune', '2', '--bundle', bundle,
+            '--work', tmp_path/'work', '--out']
+    r = cli(*args, tmp_path/'a.json')
+    assert r.returncode == 0 and 'your own pictures' in r.stdout, r.stderr
+    a = read_json(tmp_path/'a.json')
+    assert set(a['sets']) == {'own'} and a['images'] == str(pictures)
+    m = a['sets']['own']['w']
+    assert {'mse', 'perceptual', 'identity', 'kept', 'lec', 'spread'} <= m.keys() and not {'edit', 'still', 'hit'} & m.keys()
+    assert len(list((tmp_path/'work').rglob('0*.json'))) == 2
+    (pictures/'0.png').unlink()                                            # other pictures: measured anew
+    assert cli(*args, tmp_path/'b.json').returncode == 0
+    assert read_json(tmp_path/'b.json')['sets']['own']['w']['mse'] != m['mse'] and len(list((tmp_path/'work').rglob('0*.json'))) == 4
+    r = cli('benchmark', 'road', '--images', pictures, '--bundle', bundle)
+    assert r.returncode == 2 and 'give a number' in r.stderr and r.stderr.count('\n') == 1
+
+def test_networks_of_your_own_are_measured(pictures, tmp_path):
+    "No identity network, no regressor, no folder; other weights are other parts."
+    def own(seed):
+        torch.manual_seed(seed)
+        G = Generator(32, z_dim=8, w_dim=16, num_mapping=1, channel_base=256, channel_max=16)
+        return own_bundle(G, Encoder(32, G.num_ws, 16), Perceptual(res=32, widths=(4, 4, 4, 4, 4)), directions={'up': torch.ones(16)})
+    a, b = own(0), own(1)
+    assert version_of(a, 'cycle') == version_of(own(0), 'cycle') != version_of(b, 'cycle')
+    go = lambda b: measure_quality(b, pictures, methods=['cycle', 'cycle-all'], work=tmp_path/'w', batch=2, say=lambda line: None)
+    x, y = go(a), go(b)
+    assert len(x) == 10 and 'identity' not in x[0] and 'up/lec' in x[0] and 'up/kept' not in x[0]
+    assert x[0]['mse'] != y[0]['mse'] and go(a) == x
+    assert '| cycle-all |' in quality_table(quality_summary(x))
+
+def test_kept_and_the_way_back_by_hand(bundle):
+    b = load_bundle(bundle)
+    img, truth = faces_of('in', 3, b.generator.resolution)
+    wp, draw = inverted(img, b, 'w')
+    enc = lambda x: b.encoder('w')(x)
+    r = judge(img, truth, wp, draw, b.nets, b.directions, encode=enc)
+    for k, d in b.directions.items():
+        with torch.no_grad():
+            s = torch.tensor([x[f'{k}/strength'] for x in r])
+            moved = draw(wp + s.view(-1, 1, 1)*d).clamp(-1, 1)
+            kept = (b.identity.embed(moved)*b.identity.embed(draw(wp).clamp(-1, 1))).sum(1)
+            home = enc(draw(wp + d)) - d
+        assert torch.allclose(kept, torch.tensor([x[f'{k}/kept'] for x in r]), atol=2e-2)
+        assert torch.allclose((home - wp).norm(dim=2).mean(1), torch.tensor([x[f'{k}/lec'] for x in r]), atol=2e-2)
+    assert all('yaw/kept' in x for x in judge(img, None, wp, draw, b.nets, b.directions))
+
+def test_edit_frechet_is_zero_for_the_truth_and_grows_with_a_shift(bundle):
+    b, k = load_bundle(bundle), FACTORS.index('age')
+    _, truth = faces_of('in', 60, b.generator.resolution)
+    v = truth.u[:, k]
+    with torch.no_grad(): true = b.attributes(render(with_factor(truth.u, 'age', torch.where(v <= 0, v + 1, v - 1)), b.generator.resolution))
+    far = lambda shift: edit_frechet([{'age/seen': (x + shift).tolist()} for x in true], truth, b.attributes, b.generator.resolution)
+    assert far(0) < 1e-3 and far(.1) == pytest.approx(true.shape[1]*.01, rel=.05) and far(.2) > far(.1)
+    assert edit_frechet([{}], truth, b.attributes, b.generator.resolution) is None

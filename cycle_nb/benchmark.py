@@ -35,7 +35,7 @@ from .metrics import (bootstrap, counterfactual, edit_error, frechet, lec, linea
 from .invert import ENCODERS, MEASURES, Bundle, Truth, load_bundle, peak_memory, walk
 from .invert import add_common, count, join_tuned
 
-# %% ../nbs/22_benchmark.ipynb #47cd4ce5
+# %% ../nbs/22_benchmark.ipynb #79732ca8
 def part_of(
     work, # folder of all parts
     kind:str, # of measurement
@@ -55,8 +55,9 @@ def version_of(
 )->str: # such as "sdfaces64.3fa9c1": other weights, other letters
     "A bundle's name and the beginning of a hash of those networks that decide a figure."
     h, files = hashlib.sha256(), [bundle.folder/f'{n}.safetensors' for n in (*JUDGED_BY, *names)]
-    for f in filter(Path.is_file, files): h.update(f.read_bytes())
-    if not files[0].is_file():                       # networks that were never in a bundle's folder
+    files = list(filter(Path.is_file, files))
+    for f in files: h.update(f.read_bytes())
+    if not files: # networks that were never in a bundle's folder
         for net in (bundle.generator, *map(bundle.encoder, names)):
             for t in net.state_dict().values(): h.update(t.cpu().contiguous().numpy().tobytes())
     return f'{bundle.folder.name}.{h.hexdigest()[:6]}'

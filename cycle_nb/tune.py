@@ -222,7 +222,7 @@ class Tuned:
         of = lambda i: {k.split(":", 1)[1]: v for k, v in t.items() if k.startswith(f"{i}:")}
         return cls.unpack([of(i) for i in range(n)], G)
 
-# %% ../nbs/17_tune.ipynb #9b1c43af
+# %% ../nbs/17_tune.ipynb #65614ceb
 def distance(
     a:Tensor, # (B,3,H,W)
     b:Tensor, # (B,3,H,W)
@@ -261,7 +261,7 @@ THRESHOLD = .005    # perceptual distance at which an image is finished
 PRESETS = dict(
     paper=dict(lr=3e-4, by_distance=False, every=1, half=False, muon=False,
                lambdas=dict(lpips=1., l2=1., near_l2=.1, near_lpips=.1)),
-    fast=dict(lr=9e-3, by_distance=True, every=2, half=True, muon=True,
+    fast=dict(lr=9e-3, by_distance=True, every=2, half=False, muon=True,
               lambdas=dict(lpips=1., l2=20., near_l2=2., near_lpips=.1)))
 
 def preset_of(
@@ -281,11 +281,11 @@ def tune_loss(
     times = lambda k: every if k.startswith("near") else 1
     return sum(times(k)*lambdas[k]*v for k, v in parts.items())
 
-# %% ../nbs/17_tune.ipynb #70398d9f
+# %% ../nbs/17_tune.ipynb #56bc36bb
 def orthogonal(
     m:Tensor, # matrices (B,O,I)
-    rounds:int=5, # of the iteration
-)->Tensor: # (B,O,I): the same singular vectors, singular values between .7 and 1.2 or so
+    rounds:int=3, # of the iteration; Jordan takes 5
+)->Tensor: # (B,O,I): the same singular vectors, the larger values between .7 and 1.2 or so
     "Newton-Schulz iteration, Jordan's coefficients; values far below the largest stay small."
     if m.shape[1] > m.shape[2]: return orthogonal(m.mT, rounds).mT
     x = m/m.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-20)

@@ -1,16 +1,16 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
-import signal, subprocess, time
+import shutil, signal, subprocess, time
 import pytest, torch
 from cycle_nb.benchmark import (CLAIMS, PIVOTS, REFINES, axis, edit_frechet, faces_of, inverted, judge, measure_quality,
                                 parse_method, quality_summary, quality_table, verdicts, version_of)
-from cycle_nb.core import InputError, generator, read_json, to_pil
+from cycle_nb.core import InputError, generator, make_card, read_json, to_pil
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
-from cycle_nb.losses import Perceptual
+from cycle_nb.losses import Perceptual, save_net
 from cycle_nb.sdfaces import render, sample_factors, with_factor, FACTORS
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.metrics import linear_probe
-from tiny import ENV, bundle, cli, command, write_bundle
+from tiny import BODY, ENV, bundle, cli, command, write_bundle
 
 ARGS = ['benchmark', 'quality', '--images', '6', '--outside', '2', '--methods', 'w,cycle,wplus+tune', '--tune', '2']
 
@@ -139,3 +139,20 @@ def test_edit_frechet_is_zero_for_the_truth_and_grows_with_a_shift(bundle):
     far = lambda shift: edit_frechet([{'age/seen': (x + shift).tolist()} for x in true], truth, b.attributes, b.generator.resolution)
     assert far(0) < 1e-3 and far(.1) == pytest.approx(true.shape[1]*.01, rel=.05) and far(.2) > far(.1)
     assert edit_frechet([{}], truth, b.attributes, b.generator.resolution) is None
+
+def test_a_referee_measures_and_the_bundle_inverts(bundle, tmp_path):
+    "A folder with nothing but three feature networks: other distances, the same codes; parts are not mixed up."
+    apart = write_bundle(tmp_path/'full')
+    (tmp_path/'referee').mkdir()
+    torch.manual_seed(5)
+    for name in ('perceptual', 'identity', 'attributes'):
+        for end in ('safetensors', 'json'): shutil.copy(apart/f'{name}.{end}', tmp_path/'referee')
+    save_net(Perceptual(**BODY), tmp_path/'referee'/'perceptual.safetensors', make_card('perceptual', seed=5))
+    args = ['benchmark', 'quality', '--images', '2', '--methods', 'w', '--bundle', bundle, '--work', tmp_path/'w', '--out']
+    own, other = tmp_path/'own.json', tmp_path/'other.json'
+    assert cli(*args, own).returncode == 0
+    r = cli(*args, other, '--referee', tmp_path/'referee')
+    assert r.returncode == 0, r.stderr
+    a, b = (read_json(f)['sets']['in']['w'] for f in (own, other))
+    assert a['mse'] == b['mse'] and a['spread'] == b['spread'] and a['perceptual'] != b['perceptual']
+    assert read_json(other)['edit_frechet']['in']['w'] >= 0

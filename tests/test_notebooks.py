@@ -15,7 +15,8 @@ def run(path, limit=LIMIT):
     cmd = [Path(sys.executable).with_name('nbdev-test'), path, '--n-workers', '0',
            '--cell-timing-min', '-1', '--cell-timeout', str(limit)]
     try:
-        p = subprocess.run(cmd, cwd=path.parent, capture_output=True, text=True, timeout=limit+30)
+        p = subprocess.run(cmd, cwd=path.parent, env=dict(os.environ, PYTHONUNBUFFERED='1'),    # a dying process says how far it came
+                           capture_output=True, text=True, timeout=limit+30)
         return p.returncode, p.stdout + p.stderr
     except subprocess.TimeoutExpired as e:
         return None, ''.join((x or b'').decode(errors='replace') for x in (e.stdout, e.stderr))

@@ -290,7 +290,7 @@ def measure_quality(
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #e04ae52f
+# %% ../nbs/22_benchmark.ipynb #26600ebb
 AXES = ('mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'kept', 'lec',
         'spread')
 
@@ -344,9 +344,11 @@ def edit_frechet(
         far.append(frechet(torch.tensor([r[f'{k}/seen'] for r in rows]), true.float().cpu()))
     return sum(far)/len(far) if far else None
 
-CLAIMS = [('cycle', 'w_long', 'perceptual'), ('cycle', 'w_long', 'mse'), ('cycle', 'wplus', 'edit'),
-          ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+refine', 'cycle', 'perceptual'),
-          ('cycle+refine+tune', 'w+tune', 'edit'), ('cycle+refine+tune', 'opt-w+tune', 'edit')]
+CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'), ('cycle', 'w_long', 'edit'),
+          ('cycle', 'wplus', 'edit'), ('cycle+tune', 'wplus+tune', 'edit'),
+          ('cycle+tune', 'w_long+tune', 'edit'), ('cycle+refine', 'cycle', 'perceptual'),
+          ('cycle+refine', 'cycle', 'edit'), ('cycle+refine+tune', 'cycle+tune', 'edit'),
+          ('cycle+refine+tune', 'w_long+tune', 'edit'), ('cycle+refine+tune', 'opt-w+tune', 'edit')]
 
 def verdicts(
     rows:list, # of `measure_quality`
@@ -581,7 +583,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #350286e0
+# %% ../nbs/22_benchmark.ipynb #6b1f5f08
 def options(
     p, # argparse parser
 ):
@@ -637,7 +639,7 @@ def printed(found:dict)->dict:
     print(found)
     return found
 
-VERDICT = '{set}: {claim}  {mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}'
+VERDICT = '{set}: {claim}  {mean:+.5f} [{low:+.5f}, {high:+.5f}]  {verdict}'
 
 def quality_record(a)->dict:
     "All methods on the same faces: tables, verdicts, record."

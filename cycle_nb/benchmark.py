@@ -290,7 +290,7 @@ def measure_quality(
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #26600ebb
+# %% ../nbs/22_benchmark.ipynb #2266ae49
 AXES = ('mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'kept', 'lec',
         'spread')
 
@@ -344,10 +344,11 @@ def edit_frechet(
         far.append(frechet(torch.tensor([r[f'{k}/seen'] for r in rows]), true.float().cpu()))
     return sum(far)/len(far) if far else None
 
-CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'), ('cycle', 'w_long', 'edit'),
-          ('cycle', 'wplus', 'edit'), ('cycle+tune', 'wplus+tune', 'edit'),
-          ('cycle+tune', 'w_long+tune', 'edit'), ('cycle+refine', 'cycle', 'perceptual'),
-          ('cycle+refine', 'cycle', 'edit'), ('cycle+refine+tune', 'cycle+tune', 'edit'),
+CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
+          ('cycle', 'w_long', 'edit'), ('cycle', 'wplus', 'edit'),
+          ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+tune', 'w_long+tune', 'edit'),
+          ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),
+          ('cycle+refine+tune', 'cycle+tune', 'edit'),
           ('cycle+refine+tune', 'w_long+tune', 'edit'), ('cycle+refine+tune', 'opt-w+tune', 'edit')]
 
 def verdicts(

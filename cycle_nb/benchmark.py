@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['JUDGED_BY', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED', 'part_of', 'version_of',
            'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method', 'refined_pivot',
-           'pivot', 'inverted', 'judge', 'faces_of', 'sets_of', 'way_back', 'measure_quality', 'axis_keys', 'axis',
-           'grouped', 'quality_summary', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render',
-           'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost',
-           'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many', 'road_record',
-           'generator_record', 'printed', 'quality_record', 'frechets', 'number_or_folder', 'speed_record', 'run',
-           'tradeoff']
+           'pivot', 'inverted', 'judge', 'faces_of', 'judges_of', 'sets_of', 'way_back', 'measure_quality', 'axis_keys',
+           'axis', 'grouped', 'quality_summary', 'seen_in_truth', 'edit_frechet', 'verdicts', 'quality_table',
+           'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed',
+           'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator',
+           'options', 'how_many', 'road_record', 'generator_record', 'printed', 'quality_record', 'frechets',
+           'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
 # %% ../nbs/22_benchmark.ipynb #035f6018
 import hashlib, json, os, subprocess, sys, tempfile, time
@@ -196,7 +196,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #d5b4b778
+# %% ../nbs/22_benchmark.ipynb #fda0e409
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -214,9 +214,9 @@ def judge(
                ms_ssim=ms_ssim(out, img), spread=spread(wp))
     if identity: row['identity'] = identity.similarity(out, img)
     for k in directions if truth is None else [k for k in changes if k in directions]:
-        found = dict(strength=torch.ones(len(img)).to(wp)) if truth is None else edit_error(
+        found = dict(moved=draw(edit(wp, directions[k]))) if truth is None else edit_error(
             wp, draw, directions[k], attributes, truth.u, k, changes[k], extras=truth.extras)
-        moved = draw(edit(wp, directions[k], found['strength'])).clamp(-1, 1)
+        moved = found.pop('moved').clamp(-1, 1)
         if identity: found['kept'] = identity.similarity(moved, out)
         if encode: found['lec'] = lec(wp, encode, draw, directions[k])
         if attributes: found['seen'] = attributes(moved)
@@ -234,6 +234,13 @@ def faces_of(
         return img, Truth(u, extras)
     u = sample_factors(n, generator(40_000))
     return render(u, res), Truth(u)
+
+def judges_of(
+    bundle, # `Bundle`
+    referee=None, # folder of feature networks; None: the bundle's own
+)->Bundle:
+    "Whose feature networks measure."
+    return bundle if referee is None else Bundle(referee, bundle.device)
 
 def sets_of(
     images, # how many drawn faces of the domain, or a folder of your own pictures
@@ -271,7 +278,7 @@ def measure_quality(
 )->list: # rows: set, image, method, and all measures
     "Every method on the same faces; go on where an earlier run stopped."
     b, rows, start = load_bundle(bundle), [], time.time()
-    by = b if referee is None else Bundle(referee, b.device)
+    by = judges_of(b, referee)
     judges = '' if by is b else '-by-' + version_of(by)
     encoders = lambda m: [n for n in [parse_method(m)[0].removesuffix('-all')] if n in ENCODERS]
     versions = {m: version_of(b, *encoders(m)) + judges for m in methods}
@@ -290,7 +297,7 @@ def measure_quality(
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-# %% ../nbs/22_benchmark.ipynb #2266ae49
+# %% ../nbs/22_benchmark.ipynb #d65676f8
 AXES = ('mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'kept', 'lec',
         'spread')
 
@@ -325,23 +332,28 @@ def quality_summary(
     return {s: {m: {a: interval(axis(rs, a)) for a in known(rs)} for m, rs in ms.items()}
             for s, ms in grouped(rows).items()}
 
-@torch.no_grad()
-def edit_frechet(
-    rows:list, # of `measure_quality`, of one drawn set and method
-    truth:Truth, # the factors of all its images
-    attributes, # the regressor that measured
+def seen_in_truth(
+    truth:Truth, # the factors of a drawn set
+    attributes, # the regressor that measures
     res:int, # pixels
     changes:dict=CHANGES, # as in `judge`
-)->float: # mean over the words
+)->dict: # word -> what it sees in the truly edited faces (N,F)
+    "The other side of the edit Fréchet distance: the same for all methods."
+    out, device = {}, next(attributes.parameters()).device
+    for k, change in changes.items():
+        t = Truth(counterfactual(truth.u, k, change), truth.extras)
+        parts = (t[i:i + 100] for i in range(0, len(t.u), 100))
+        images = (render(p.u, res, p.extras).to(device) for p in parts)
+        out[k] = seen_in(images, attributes)[0].float().cpu()
+    return out
+
+def edit_frechet(
+    rows:list, # of `measure_quality`, of one drawn set and method
+    true:dict, # of `seen_in_truth`, for the same set
+)->float: # mean over the words; None: no row says what was seen
     "Fréchet distance between edited faces and truly edited ones, as the regressor sees them."
-    far = []
-    for k in [k for k in changes if f'{k}/seen' in rows[0]]:
-        then = counterfactual(truth.u, k, changes[k])
-        cuts = [slice(i, i + 100) for i in range(0, len(then), 100)]
-        some = lambda c: None if truth.extras is None else truth.extras[c]
-        draw = lambda c: render(then[c], res, some(c)).to(next(attributes.parameters()))
-        true = torch.cat([attributes(draw(c)) for c in cuts])
-        far.append(frechet(torch.tensor([r[f'{k}/seen'] for r in rows]), true.float().cpu()))
+    seen = lambda k: torch.tensor([r[f'{k}/seen'] for r in rows])
+    far = [frechet(seen(k), x) for k, x in true.items() if f'{k}/seen' in rows[0]]
     return sum(far)/len(far) if far else None
 
 CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
@@ -559,7 +571,7 @@ def generated(
     "Batches of the generator's images."
     for c in w.split(chunk): yield G.synthesis(G.broadcast(c), noise='const').clamp(-1, 1)
 
-# %% ../nbs/22_benchmark.ipynb #3f1f570c
+# %% ../nbs/22_benchmark.ipynb #2b554ed5
 @torch.no_grad()
 def measure_generator(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -569,7 +581,7 @@ def measure_generator(
 )->dict: # precision, recall, frechet (also of real against real), probe_r2, glasses_auc
     "How sharp, how varied, how straight: a generator against the world it was trained on."
     b = load_bundle(bundle)
-    lpips, _, attributes = b.nets if referee is None else Bundle(referee, b.device).nets
+    lpips, _, attributes = judges_of(b, referee).nets
     w = sample_w(b.generator, images, seed)
     deep = lambda x: lpips.features(x.to(b.device))[-1].float().flatten(1)
     fake, seen = seen_in(generated(b.generator, w), deep, attributes)
@@ -584,7 +596,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #6b1f5f08
+# %% ../nbs/22_benchmark.ipynb #2902c51d
 def options(
     p, # argparse parser
 ):
@@ -651,7 +663,9 @@ def quality_record(a)->dict:
     bundle = load_bundle(a.bundle, a.device)
     rows = measure_quality(bundle, images, a.outside, methods, a.referee, work=a.work, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
-    if not isinstance(images, Path): found |= dict(edit_frechet=frechets(rows, bundle, a.referee))
+    if not isinstance(images, Path):
+        facts = judges_of(bundle, a.referee).attributes, bundle.generator.resolution
+        found |= dict(edit_frechet=frechets(rows, *facts))
     print(quality_table(found['sets']))
     for v in found['verdicts']: print(VERDICT.format(**v))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)
@@ -660,14 +674,16 @@ def quality_record(a)->dict:
 
 def frechets(
     rows:list, # of `measure_quality`, drawn faces
-    bundle, # `Bundle`
-    referee=None, # folder of the feature networks that measured; None: the bundle's own
+    attributes, # the regressor that measured
+    res:int, # pixels
 )->dict: # set -> method -> edit Fréchet distance
     "For every method one number: it belongs to a set, not to a face."
-    by = bundle if referee is None else Bundle(referee, bundle.device)
-    facts = by.attributes, bundle.generator.resolution
-    return {s: {m: rounded(edit_frechet(rs, faces_of(s, len(rs), facts[1])[1], *facts))
-                for m, rs in ms.items()} for s, ms in grouped(rows).items()}
+    out = {}
+    for s, ms in grouped(rows).items():
+        n = max(map(len, ms.values()))
+        true = seen_in_truth(faces_of(s, n, res)[1], attributes, res)
+        out[s] = {m: rounded(edit_frechet(rs, true)) for m, rs in ms.items()}
+    return out
 
 def number_or_folder(
     text:str, # of an option

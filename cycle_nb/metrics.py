@@ -146,7 +146,7 @@ def counterfactual(
     v = u[:, FACTORS.index(name)]
     return with_factor(u, name, v + torch.where(v <= 0, change, -change))
 
-# %% ../nbs/19_metrics.ipynb #2472879b
+# %% ../nbs/19_metrics.ipynb #11edd4af
 @torch.no_grad()
 def edit_error(
     wp:Tensor, # pivots (B,L,D)
@@ -158,7 +158,7 @@ def edit_error(
     change:float=1., # see `counterfactual`
     distance=mse, # of two batches, (B,)
     extras:Tensor=None, # what the targets wear besides, see `sdfaces.render`
-)->dict: # "error", "still", "leak", "strength", "hit", each (B,)
+)->dict: # "error", "still", "leak", "strength", "hit", each (B,); "moved", the edited images
     "Edit until the regressor sees what it sees in the truth, then compare with the truth."
     still, k = draw(wp), attributes.names.index(name)
     now, then = (render(v, still.shape[-1], extras) for v in (u, counterfactual(u, name, change)))
@@ -167,7 +167,7 @@ def edit_error(
     moved = draw(edit(wp, direction, s))
     drift = leak(attributes(moved) - attributes(still), asked, k)
     return dict(error=distance(moved, then), still=distance(still, then),
-                leak=drift, strength=s, hit=hit)
+                leak=drift, strength=s, hit=hit, moved=moved)
 
 def leak(
     seen:Tensor, # change of every factor by the edit, as the regressor sees it (B,F)

@@ -2,7 +2,7 @@
 import shutil, signal, subprocess, time
 import pytest, torch
 from cycle_nb.benchmark import (CLAIMS, PIVOTS, REFINES, axis, edit_frechet, faces_of, inverted, judge, measure_quality,
-                                parse_method, quality_summary, quality_table, verdicts, version_of)
+                                parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
@@ -136,9 +136,10 @@ def test_edit_frechet_is_zero_for_the_truth_and_grows_with_a_shift(bundle):
     _, truth = faces_of('in', 60, b.generator.resolution)
     v = truth.u[:, k]
     with torch.no_grad(): true = b.attributes(render(with_factor(truth.u, 'age', torch.where(v <= 0, v + 1, v - 1)), b.generator.resolution))
-    far = lambda shift: edit_frechet([{'age/seen': (x + shift).tolist()} for x in true], truth, b.attributes, b.generator.resolution)
+    known = seen_in_truth(truth, b.attributes, b.generator.resolution)
+    far = lambda shift: edit_frechet([{'age/seen': (x + shift).tolist()} for x in true], known)
     assert far(0) < 1e-3 and far(.1) == pytest.approx(true.shape[1]*.01, rel=.05) and far(.2) > far(.1)
-    assert edit_frechet([{}], truth, b.attributes, b.generator.resolution) is None
+    assert edit_frechet([{}], known) is None
 
 def test_a_referee_measures_and_the_bundle_inverts(bundle, tmp_path):
     "A folder with nothing but three feature networks: other distances, the same codes; parts are not mixed up."

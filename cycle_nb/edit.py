@@ -313,7 +313,7 @@ def search_directions(
     best = {k: steps[share[:, attributes.names.index(k)].argmax()] for k in names}
     return {k: normalise(d, G, attributes, k, seed=seed + 2) for k, d in best.items()}
 
-# %% ../nbs/18_edit.ipynb #8767c8b7
+# %% ../nbs/18_edit.ipynb #9f0d5fb1
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)
@@ -325,9 +325,10 @@ def strength_for(
     coarse:int=6, # steps to bracket the answer
     fine:int=8, # guesses after it, at most
     tol:float=.05, # accepted error, as a share of the change; the search goes on to a fifth of it
+    base=None, # what is read unedited (B,), if it is known already
 )->tuple: # strengths (B,), whether the change was reached (B,) bool
     "Per code the smallest strength at which the regressor sees the asked change."
-    base = read(draw(wp))
+    base = read(draw(wp)) if base is None else base
     change = torch.as_tensor(change).to(base).expand_as(base)
     way = lambda s: edit(wp, direction, s*change.sign())
     share = lambda s: (read(draw(way(s))) - base)/change # 1: as asked

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NETS', 'PRESETS', 'TRAIN', 'MAKES', 'LATER',
-           'Bundle', 'load_bundle', 'own_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples', 'spread_out',
-           'roomy', 'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion', 'join', 'join_tuned',
-           'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free', 'atomic_folder', 'table',
-           'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream', 'invert_files',
-           'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets', 'do_generator',
-           'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common', 'add_road',
-           'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser', 'main']
+           'is_encoder', 'Bundle', 'load_bundle', 'own_bundle', 'encode', 'draw', 'samples_dir', 'Truth', 'samples',
+           'spread_out', 'roomy', 'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion', 'join',
+           'join_tuned', 'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free',
+           'atomic_folder', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream',
+           'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets',
+           'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
+           'add_road', 'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser',
+           'main']
 
 # %% ../nbs/20_invert.ipynb #4abc71a3
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
@@ -40,8 +41,15 @@ from .edit import (check_directions, closed_form_directions, edit as move,
     load_directions, measure_directions, pca_directions, save_directions, search_directions,
     train_directions)
 
-# %% ../nbs/20_invert.ipynb #cf8a70be
+# %% ../nbs/20_invert.ipynb #9aa7d3cd
 ENCODERS = {'w': 'W', 'wplus': 'W+', 'cycle': 'cycle', 'w_long': 'W, as many steps'}   # by file
+
+def is_encoder(
+    path:Path, # .safetensors
+)->bool:
+    "Whether the card beside the weights says so."
+    card = path.with_suffix('.json')
+    return card.is_file() and read_json(card).get('kind') == 'encoder'
 
 class Bundle:
     "A generator with its encoders, feature networks and directions, each loaded when first used."
@@ -95,19 +103,21 @@ class Bundle:
         raise InputError(f'unknown edit {name!r}{hint}; known edits: {known}')
 
     def encoder(self,
-        name:str='cycle', # the phase it comes from: w, wplus or cycle; or w_long, never out of W
+        name:str='cycle', # w, wplus, cycle (the phase it comes from), w_long, or one of your own
     ):
-        "The encoder after one phase of the cycle."
+        "One of its encoders."
         if name in self._encoders: return self._encoders[name]
-        if name not in ENCODERS:
-            raise InputError(f'unknown encoder {name!r}; choose from {", ".join(ENCODERS)}')
+        if name not in self.encoders:
+            has = ', '.join(self.encoders) or 'no encoder at all'
+            raise InputError(f'unknown encoder {name!r}; {self.folder} has {has}')
         return self._encoders.setdefault(name, self._ready(load_encoder(self.file(name))))
 
-    def has(self,
-        name:str, # of an encoder
-    )->bool:
-        "Whether there is such an encoder."
-        return name in self._encoders or (self.folder/f'{name}.safetensors').is_file()
+    @property
+    def encoders(self)->list: # names, those of the cycle's phases first
+        "Its encoders: those it was given, and every file whose card says that it is one."
+        found = self.folder.glob('*.safetensors')
+        names = {p.stem for p in found if p.stem in ENCODERS or is_encoder(p)} | self._encoders.keys()
+        return [k for k in ENCODERS if k in names] + sorted(names - ENCODERS.keys())
 
     def companions(self,
         n:int=7, # images
@@ -256,7 +266,7 @@ def write_samples(
     facts = dict(factors=FACTORS, extras=EXTRAS, resolution=res, faces=faces)
     write_json(facts, Path(folder)/'factors.json')
 
-# %% ../nbs/20_invert.ipynb #f9208e0c
+# %% ../nbs/20_invert.ipynb #d9014016
 def road(
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
@@ -269,7 +279,7 @@ def road(
 ):
     "Walk the road; after each step yield its name, the codes, the images and what was tuned."
     G, (lpips, identity, _) = bundle.generator, bundle.nets
-    for name in dict.fromkeys(('w', encoder) if bundle.has('w') else (encoder,)):
+    for name in dict.fromkeys(('w', encoder) if 'w' in bundle.encoders else (encoder,)):
         wp = encode(target, bundle, name)
         yield ENCODERS.get(name, name), wp, draw(G, wp), None
     if refine:
@@ -855,7 +865,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #2efa83cd
+# %% ../nbs/20_invert.ipynb #27a4cdf7
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -883,8 +893,8 @@ def add_road(p, tune:int=350):
     add_common(p)
     p.add_argument('--bundle', default='sdfaces64', metavar='NAME',
                    help='the networks: a shipped name or a folder (default sdfaces64)')
-    p.add_argument('--encoder', default='cycle', choices=list(ENCODERS),
-                   help='which phase gives the pivot (default cycle)')
+    p.add_argument('--encoder', default='cycle', metavar='NAME',
+                   help='gives the pivot: w, wplus, cycle, w_long or one of your bundle (default cycle)')
     p.add_argument('--refine', type=count, default=15, metavar='N',
                    help='steps of refinement, 0 for none (default 15)')
     p.add_argument('--tune', type=count, default=tune, metavar='N',

@@ -1,18 +1,19 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
 import shutil, signal, subprocess, time
 import pytest, torch
-from cycle_nb.benchmark import (CLAIMS, PIVOTS, REFINES, axis, edit_frechet, faces_of, inverted, judge, measure_quality,
-                                parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
-from cycle_nb.core import InputError, generator, make_card, read_json, to_pil
+from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, edit_frechet, faces_of, inverted, judge,
+                                measure_quality, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
+from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
 from cycle_nb.losses import Perceptual, save_net
 from cycle_nb.sdfaces import render, sample_factors, with_factor, FACTORS
 from cycle_nb.stylegan2 import Generator
+from cycle_nb.weights import save_model
 from cycle_nb.metrics import linear_probe
 from tiny import BODY, ENV, bundle, cli, command, write_bundle
 
-ARGS = ['benchmark', 'quality', '--images', '6', '--outside', '2', '--methods', 'w,cycle,wplus+tune', '--tune', '2']
+ARGS = ['benchmark', 'quality', '--images', '6', '--outside', '2', '--methods', 'w,cycle+refine,wplus+tune', '--tune', '2']
 
 def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     bundle = write_bundle(tmp_path/'small', ('age', 'yaw'))
@@ -20,7 +21,7 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     whole, cut = tmp_path/'whole.json', tmp_path/'cut.json'
     r = cli(*args, '--work', tmp_path/'a', '--out', whole)
     assert r.returncode == 0, r.stderr
-    assert '| cycle |' in r.stdout and 'outside the domain' in r.stdout
+    assert '| cycle+refine |' in r.stdout and 'outside the domain' in r.stdout
     p = subprocess.Popen(command(*args, '--work', tmp_path/'b', '--out', cut), env=ENV, stdout=subprocess.DEVNULL)
     end = time.time() + 120
     while time.time() < end and p.poll() is None and not list((tmp_path/'b').rglob('0*.json')): time.sleep(.02)
@@ -31,7 +32,7 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     assert all(f.stat().st_mtime_ns == t for f, t in parts.items())        # what was measured is kept
     a, b = read_json(whole), read_json(cut)
     assert a['sets'] == b['sets'] and a['verdicts'] == b['verdicts']       # to the last digit
-    assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle', 'wplus+tune'}
+    assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle+refine', 'wplus+tune'}
 
 def test_nonsense_is_one_line(bundle, tmp_path):
     for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):
@@ -157,3 +158,55 @@ def test_a_referee_measures_and_the_bundle_inverts(bundle, tmp_path):
     a, b = (read_json(f)['sets']['in']['w'] for f in (own, other))
     assert a['mse'] == b['mse'] and a['spread'] == b['spread'] and a['perceptual'] != b['perceptual']
     assert read_json(other)['edit_frechet']['in']['w'] >= 0
+
+def test_tuning_begins_at_the_kept_pivot(bundle, tmp_path):
+    "What refinement found is not sought again, and a method measured behind another one gets the figures it gets alone."
+    go = lambda work, *methods: measure_quality(bundle, 2, methods=methods, work=tmp_path/work, tune=2, seed=3, say=lambda line: None)
+    go('a', 'cycle+refine')
+    (file,) = (tmp_path/'a').rglob('*.safetensors')
+    at = file.stat().st_mtime_ns
+    behind = go('a', 'cycle+refine', 'cycle+refine+tune')[2:]
+    assert behind == go('b', 'cycle+refine+tune') and file.stat().st_mtime_ns == at
+    assert [f.name for f in (tmp_path/'a').rglob('*.safetensors')] == ['00000.safetensors']
+    go('a', 'cycle', 'w')                                          # other codes, other places
+    assert len(list((tmp_path/'a').rglob('*.safetensors'))) == 3
+
+def test_pictures_beside_the_record(bundle, tmp_path):
+    "Every cell of the sheet is the picture it says: targets, reconstructions, and each face under its own word."
+    args = ['benchmark', 'quality', '--images', '3', '--outside', '2', '--methods', 'w,cycle', '--bundle', bundle, '--work', tmp_path/'w']
+    r = cli(*args, '--out', tmp_path/'deep'/'q.json')
+    assert r.returncode == 0, r.stderr
+    names = {'q.json', 'q.md', 'q_in.png', 'q_in_sheet.png', 'q_out.png', 'q_out_sheet.png'}
+    assert {f.name for f in (tmp_path/'deep').iterdir()} == names
+    text = (tmp_path/'deep'/'q.md').read_text()
+    assert '| cycle |' in text and 'outside the domain' in text and '- in: mse' not in text      # w_long was not measured
+    b = load_bundle(bundle)
+    sheet = to_tensor(contact_sheets(b, 3, 0, ['w', 'cycle'], work=tmp_path/'w', tune=350, seed=0)['in'])
+    img, truth = faces_of('in', 3, 64)
+    wp, draw = inverted(img, b, 'cycle')
+    row = judge(img, truth, wp, draw, b.nets, b.directions)
+    words = [k for k in b.directions if f'{k}/error' in row[0]][:3]
+    left, top = (size - 67*n + 3 for size, n in ((sheet.shape[2], 3 + len(words)), (sheet.shape[1], 3)))
+    cell = lambda i, j: sheet[:, top + 67*i:top + 67*i + 64, left + 67*j:left + 67*j + 64]
+    close = lambda a, b: (a - b.clamp(-1, 1)).abs().max() < .02
+    with torch.no_grad(): drawn = draw(wp)
+    for i, k in enumerate(words):
+        u = with_factor(truth.u[i:i+1], k, truth.u[i:i+1, FACTORS.index(k)] + (CHANGES[k] if truth.u[i, FACTORS.index(k)] <= 0 else -CHANGES[k]))
+        with torch.no_grad(): moved = draw(wp[i:i+1] + row[i][f'{k}/strength']*b.directions[k])
+        assert close(cell(0, i), img[i]) and close(cell(2, i), drawn[i])
+        assert close(cell(0, 3 + i), render(u, 64)[0]) and close(cell(2, 3 + i), moved[0])
+
+def test_an_encoder_of_your_own_is_a_method(tmp_path):
+    "A file in the bundle's folder with a card that says encoder; other files are no methods."
+    folder = write_bundle(tmp_path/'mine', ('age',))
+    b = load_bundle(folder)
+    assert b.encoders == ['w', 'wplus', 'cycle']
+    save_model(b.encoder('wplus'), folder/'twin.safetensors', make_card('encoder', seed=0))
+    assert b.encoders == ['w', 'wplus', 'cycle', 'twin']
+    rows = measure_quality(b, 2, methods=['wplus', 'twin', 'twin-all'], work=tmp_path/'w', say=lambda line: None)
+    drop = lambda r: {k: v for k, v in r.items() if k != 'method'}
+    assert [drop(r) for r in rows[:2]] == [drop(r) for r in rows[2:4]] and rows[2]['method'] == 'twin'
+    r = cli('benchmark', 'quality', '--bundle', folder, '--methods', 'perceptual')
+    assert r.returncode == 2 and 'twin' in r.stderr and r.stderr.count('\n') == 1
+    r = cli('invert', tmp_path/'nothing.png', '--bundle', folder, '--encoder', 'generator', '--out', tmp_path/'o')
+    assert r.returncode == 2 and r.stderr.count('\n') == 1

@@ -118,6 +118,16 @@ def test_edit_error_of_an_entangled_edit(world):
     assert torch.allclose(r["error"], torch.full((5,), .25/48), rtol=.05)
     assert torch.allclose(r["leak"], torch.full((5,), math.sqrt(.25/(F - 1))), rtol=.05)
 
+def test_what_is_known_is_not_drawn_again(world):
+    u, wp, draw = world
+    calls, args = [], (unit(smile=1., age=.5), Reader(), u, "smile", 1.)
+    def counted(codes):
+        calls.append(1)
+        return draw(codes)
+    a = M.edit_error(wp, counted, *args); first = len(calls)
+    b = M.edit_error(wp, counted, *args, still=draw(wp))
+    assert len(calls) - first == first - 1 and all(torch.equal(a[k], b[k]) for k in a)
+
 def test_what_cannot_be_edited_is_counted(world):
     u, wp, draw = world
     r = M.edit_error(wp, draw, unit(age=1.), Reader(), u, "smile", 1.)

@@ -5,7 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.axis': ('benchmark.html#axis', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.axis_keys': ('benchmark.html#axis_keys', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.column': ('benchmark.html#column', 'cycle_nb/benchmark.py'),
-                                    'cycle_nb.benchmark.contact_sheet': ('benchmark.html#contact_sheet', 'cycle_nb/benchmark.py'),
+                                    'cycle_nb.benchmark.comparison': ('benchmark.html#comparison', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.contact_sheets': ('benchmark.html#contact_sheets', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.drawn': ('benchmark.html#drawn', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.edit_frechet': ('benchmark.html#edit_frechet', 'cycle_nb/benchmark.py'),

@@ -7,7 +7,7 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'A
            'version_of', 'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method',
            'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of', 'judges_of',
            'sets_of', 'way_back', 'measure_quality', 'places', 'measured', 'film', 'words_of', 'contact_sheets',
-           'contact_sheet', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary', 'seen_in_truth',
+           'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary', 'seen_in_truth',
            'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race',
            'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn',
            'generated', 'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed',
@@ -219,7 +219,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #3d119518
+# %% ../nbs/22_benchmark.ipynb #eca3d4a4
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -344,7 +344,7 @@ def measured(
     kept:Path, # file of the pivots
     **settings, # tune, seed: see `inverted`
 )->list: # of B dicts
-    "Invert and judge a batch; the first batch also leaves pictures for `contact_sheet`."
+    "Invert and judge a batch; the first batch also leaves pictures for `contact_sheets`."
     pair = inverted(img, b, method, kept=kept, **settings)
     rows = judge(img, truth, *pair, by.nets, b.directions, encode=way_back(b, method))
     if part.stem == '00000': save_image(film(*pair, rows, b.directions), part.with_suffix('.png'))
@@ -373,7 +373,7 @@ def words_of(
     "The edits that were measured."
     return [k for k in directions if any(m.startswith(f'{k}/') for m in row)]
 
-# %% ../nbs/22_benchmark.ipynb #eb7dff41
+# %% ../nbs/22_benchmark.ipynb #7960f253
 def contact_sheets(
     bundle, # `Bundle`
     images, # as in `measure_quality`, which has measured
@@ -391,10 +391,10 @@ def contact_sheets(
         parts = {m: places(bundle, by, m, tag, work, first)[0] for m in methods}
         films = {m: to_tensor(read_image(p.with_suffix('.png'))) for m, p in parts.items()}
         words = words_of(read_json(next(iter(parts.values())))[0], bundle.directions)
-        out[kind] = contact_sheet(*take(first), films, words)
+        out[kind] = comparison(*take(first), films, words)
     return out
 
-def contact_sheet(
+def comparison(
     img:Tensor, # targets (B,3,H,W)
     truth:Truth, # the factors behind them; None: nobody knows
     films:dict, # method -> (3,2H,nW), see `film`

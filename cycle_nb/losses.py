@@ -11,9 +11,10 @@ __all__ = ['DISTORTIONS', 'WEIGHTS', 'resized', 'conv_block', 'conv_level', 'Fea
            'measure_identity', 'measure_perceptual', 'save_net', 'load_net', 'load_nets', 'finish', 'train_attributes',
            'train_identity', 'train_nets', 'reconstruction_parts', 'weighted']
 
-# %% ../nbs/09_losses.ipynb #b6bcd882
+# %% ../nbs/09_losses.ipynb #2507ab2c
 import math
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -220,7 +221,7 @@ class Perceptual(nn.Module):
         "The same in float32, for long descents on one image: rounding errors would add up."
         return self.distance(self.features(a, False), self.features(b, False))
 
-# %% ../nbs/09_losses.ipynb #17ce7a68
+# %% ../nbs/09_losses.ipynb #c07e24e2
 class PackagePerceptual(nn.Module):
     "The original LPIPS from the `lpips` package, with the same methods; for photographs."
     def __init__(self,
@@ -232,7 +233,13 @@ class PackagePerceptual(nn.Module):
         try: import lpips
         except ImportError: raise InputError("lpips is missing; pip install lpips") from None
         self.res = res
-        self.net = lpips.LPIPS(net=net, verbose=False, **kw).eval().requires_grad_(False)
+        try:
+            with warnings.catch_warnings():            # of torchvision, about how lpips calls it
+                warnings.simplefilter("ignore")
+                self.net = lpips.LPIPS(net=net, verbose=False, **kw).eval().requires_grad_(False)
+        except OSError as e:
+            raise InputError(f"LPIPS needs the weights of {net}, and they could not be "
+                             f"downloaded ({e}); try again with a network") from None
 
     def features(self, img:Tensor)->list: # [(B,3,h,h)]
         "Only the pooled image: the package computes features itself."

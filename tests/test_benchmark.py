@@ -6,7 +6,7 @@ from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
-from cycle_nb.losses import Perceptual, save_net
+from cycle_nb.losses import PackagePerceptual, Perceptual, save_net
 from cycle_nb.sdfaces import render, sample_factors, with_factor, FACTORS
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.weights import save_model
@@ -195,6 +195,24 @@ def test_pictures_beside_the_record(bundle, tmp_path):
         with torch.no_grad(): moved = draw(wp[i:i+1] + row[i][f'{k}/strength']*b.directions[k])
         assert close(cell(0, i), img[i]) and close(cell(2, i), drawn[i])
         assert close(cell(0, 3 + i), render(u, 64)[0]) and close(cell(2, 3 + i), moved[0])
+
+def test_a_folder_with_only_generator_and_encoder(pictures, tmp_path):
+    "What a folder lacks is left out; distance is then LPIPS, whose weights need a network, and that is said in one line."
+    full, bare = write_bundle(tmp_path/'full'), tmp_path/'bare'
+    bare.mkdir()
+    for name in ('generator', 'cycle'):
+        for end in ('safetensors', 'json'): shutil.copy(full/f'{name}.{end}', bare)
+    b = load_bundle(bare)
+    assert b.encoders == ['cycle'] and b.directions == {}
+    with pytest.raises(InputError, match='no directions'): b.direction('age')
+    args = ['benchmark', 'quality', '--images', pictures, '--methods', 'cycle', '--bundle', bare, '--work', tmp_path/'w', '--out']
+    dead = dict(https_proxy='http://127.0.0.1:9', TORCH_HOME=str(tmp_path/'torch'))
+    r = subprocess.run(command(*args, tmp_path/'a.json'), capture_output=True, text=True, env=ENV | dead)
+    assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'LPIPS needs the weights of alex' in r.stderr, r.stderr
+    b.nets = PackagePerceptual(pnet_rand=True), None, None         # such weights, without their download
+    (row,) = measure_quality(b, pictures, methods=['cycle'], work=tmp_path/'w', batch=8, say=lambda line: None)[:1]
+    assert set(row) == {'set', 'image', 'method', 'mse', 'psnr', 'perceptual', 'ms_ssim', 'spread'}
+    assert contact_sheets(b, pictures, 0, ['cycle'], batch=8, work=tmp_path/'w')['own'].height > 2*64
 
 def test_an_encoder_of_your_own_is_a_method(tmp_path):
     "A file in the bundle's folder with a card that says encoder; other files are no methods."

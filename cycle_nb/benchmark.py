@@ -7,11 +7,12 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'A
            'version_of', 'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method',
            'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of', 'judges_of',
            'sets_of', 'way_back', 'measure_quality', 'places', 'measured', 'film', 'words_of', 'contact_sheets',
-           'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary', 'seen_in_truth',
-           'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race',
-           'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn',
-           'generated', 'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed',
-           'illustrate', 'quality_record', 'frechets', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
+           'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary', 'not_editing',
+           'seen_in_truth', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded',
+           'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large',
+           'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many', 'road_record',
+           'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth', 'frechets', 'number_or_folder',
+           'speed_record', 'run', 'tradeoff']
 
 # %% ../nbs/22_benchmark.ipynb #864338f4
 import hashlib, json, os, subprocess, sys, tempfile, time
@@ -219,7 +220,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #eca3d4a4
+# %% ../nbs/22_benchmark.ipynb #66c150e6
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -230,12 +231,14 @@ def judge(
     directions:dict, # name -> edit
     changes:dict=CHANGES, # factor -> true change; those without a direction are left out
     encode=None, # images -> codes, for the way back; None: no LEC
+    also=(), # more distances, by name: name -> (two batches -> (B,))
 )->list: # of B dicts
     "All measures of a batch; with the truth, those of edits too."
     (lpips, identity, attributes), still = nets, draw(wp)
     out = still.clamp(-1, 1)
     row = dict(mse=mse(out, img), psnr=psnr(out, img), perceptual=lpips(out, img),
                ms_ssim=ms_ssim(out, img), spread=spread(wp))
+    row |= {name: far(out, img) for name, far in dict(also).items()}
     if identity: row['identity'] = identity.similarity(out, img)
     for k in directions if truth is None else [k for k in changes if k in directions]:
         found = dict(moved=draw(edit(wp, directions[k]))) if truth is None else edit_error(
@@ -295,6 +298,7 @@ def measure_quality(
     outside:int=0, # faces out of the domain
     methods=QUICK, # see `parse_method`
     referee=None, # folder of feature networks that shall measure; None: the bundle's own
+    lpips=(), # bodies of the original LPIPS that measure too: "alex", "vgg", "squeeze"
     batch:int=16, # faces at a time
     work='runs/benchmark', # folder for the parts
     say=print, # called with a line of text after every batch
@@ -303,14 +307,16 @@ def measure_quality(
     "Every method on the same faces; go on where an earlier run stopped."
     b, rows, start = load_bundle(bundle), [], time.time()
     by = judges_of(b, referee)
+    also = {f'lpips_{k}': PackagePerceptual(k).to(b.device) for k in lpips}
     for kind, n, which, take in sets_of(images, outside, b.generator.resolution):
         for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
             cut = slice(i, min(i + batch, n))
             tag = dict(set=kind, images=which, batch=batch) | settings
-            part, kept = places(b, by, method, tag, work, cut)
+            part, kept = places(b, by, method, tag, work, cut, also)
             if not part.exists():
                 img, truth = take(cut)
-                found = measured(img.to(b.device), truth, b, by, method, part, kept, **settings)
+                img = img.to(b.device)
+                found = measured(img, truth, b, by, method, part, kept, also, **settings)
                 facts = [dict(set=kind, image=i + k, method=method) for k in range(len(found))]
                 write_json([f | r for f, r in zip(facts, found)], part)
             rows += read_json(part)
@@ -324,6 +330,7 @@ def places(
     tag:dict, # set, images, batch and settings
     work, # folder of all parts
     cut:slice, # of the images
+    also=(), # names of more distances
 )->tuple: # file of the figures, file of the pivots
     "Pivots belong to the networks that found them; figures also to those that judge."
     name, refines, _ = parse_method(method, b.encoders)
@@ -331,7 +338,8 @@ def places(
     judges = '' if by is b else '-by-' + version_of(by)
     way = dict(bundle=version, method='+'.join([name, *filter(None, [refines])]))
     codes = part_of(work, 'pivots', {k: v for k, v in tag.items() if k != 'tune'} | way, cut)
-    figures = part_of(work, 'quality', tag | dict(bundle=version + judges, method=method), cut)
+    tag = tag | dict(bundle='+'.join([version + judges, *also]), method=method)
+    figures = part_of(work, 'quality', tag, cut)
     return figures, codes.with_suffix('.safetensors')
 
 def measured(
@@ -342,11 +350,13 @@ def measured(
     method:str, # see `parse_method`
     part:Path, # file of the figures; pictures of the first faces go beside it
     kept:Path, # file of the pivots
+    also=(), # as in `judge`
     **settings, # tune, seed: see `inverted`
 )->list: # of B dicts
     "Invert and judge a batch; the first batch also leaves pictures for `contact_sheets`."
     pair = inverted(img, b, method, kept=kept, **settings)
-    rows = judge(img, truth, *pair, by.nets, b.directions, encode=way_back(b, method))
+    back = way_back(b, method)
+    rows = judge(img, truth, *pair, by.nets, b.directions, encode=back, also=also)
     if part.stem == '00000': save_image(film(*pair, rows, b.directions), part.with_suffix('.png'))
     return rows
 
@@ -373,13 +383,14 @@ def words_of(
     "The edits that were measured."
     return [k for k in directions if any(m.startswith(f'{k}/') for m in row)]
 
-# %% ../nbs/22_benchmark.ipynb #7960f253
+# %% ../nbs/22_benchmark.ipynb #14b162a1
 def contact_sheets(
     bundle, # `Bundle`
     images, # as in `measure_quality`, which has measured
     outside:int,
     methods:list, # see `parse_method`
     referee=None, # folder of feature networks that measured
+    lpips=(), # bodies of the original LPIPS that measured too
     batch:int=16, # faces at a time
     work='runs/benchmark', # folder of the parts
     **settings, # tune, seed
@@ -388,7 +399,8 @@ def contact_sheets(
     out, by = {}, judges_of(bundle, referee)
     for kind, n, which, take in sets_of(images, outside, bundle.generator.resolution):
         first, tag = slice(0, min(batch, n)), dict(set=kind, images=which, batch=batch) | settings
-        parts = {m: places(bundle, by, m, tag, work, first)[0] for m in methods}
+        also = [f'lpips_{k}' for k in lpips]
+        parts = {m: places(bundle, by, m, tag, work, first, also)[0] for m in methods}
         films = {m: to_tensor(read_image(p.with_suffix('.png'))) for m, p in parts.items()}
         words = words_of(read_json(next(iter(parts.values())))[0], bundle.directions)
         out[kind] = comparison(*take(first), films, words)
@@ -420,9 +432,9 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #d65676f8
-AXES = ('mse', 'perceptual', 'ms_ssim', 'identity', 'edit', 'still', 'leak', 'hit', 'kept', 'lec',
-        'spread')
+# %% ../nbs/22_benchmark.ipynb #83fcf749
+AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
+        'edit', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
 
 def axis_keys(
     rows:list, # of one set and method
@@ -454,6 +466,17 @@ def quality_summary(
     known = lambda rs: [a for a in AXES if axis_keys(rs, a)]
     return {s: {m: {a: interval(axis(rs, a)) for a in known(rs)} for m, rs in ms.items()}
             for s, ms in grouped(rows).items()}
+
+def not_editing(
+    truth:Truth, # the factors of a drawn set
+    res:int, # pixels
+    changes:dict=CHANGES, # as in `judge`
+)->dict: # edit: mean, low, high
+    "The row of who gives back the picture itself, by all words."
+    now = render(truth.u, res, truth.extras)
+    then = (counterfactual(truth.u, k, v) for k, v in changes.items())
+    far = torch.stack([mse(now, render(u, res, truth.extras)) for u in then])
+    return dict(edit=interval(far.mean(0)))
 
 def seen_in_truth(
     truth:Truth, # the factors of a drawn set
@@ -719,7 +742,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #eeb0e9c7
+# %% ../nbs/22_benchmark.ipynb #99f9e62b
 def options(
     p, # argparse parser
 ):
@@ -735,6 +758,8 @@ def options(
     p.add_argument('--bundle', default='sdfaces64', help='a shipped name or a folder')
     p.add_argument('--referee', metavar='FOLDER', help='quality, generator: feature networks that '
                    'measure, trained apart (default: those of the bundle)')
+    p.add_argument('--lpips', choices=['alex', 'vgg', 'squeeze'], action='append', default=[],
+                   help="quality: the original LPIPS too (downloads its network's weights)")
     p.add_argument('--outside', type=count, default=0, help='quality: out-of-domain faces too')
     p.add_argument('--methods', help='quality: such as cycle,cycle+tune,opt-w+tune')
     p.add_argument('--refine', type=count, default=15, help='steps of refinement (default 15)')
@@ -785,7 +810,7 @@ def illustrate(
     beside = lambda end: out.with_name(out.stem + end)
     for kind, sheet in sheets.items(): save_image(sheet, beside(f'_{kind}_sheet.png'))
     for kind, methods in found['sets'].items():
-        y = 'edit' if all('edit' in m for m in methods.values()) else 'ms_ssim'
+        y = 'edit' if any('edit' in m for m in methods.values()) else 'ms_ssim'
         tradeoff(methods, y=y).set_title(kind)
         plt.savefig(beside(f'_{kind}.png'), dpi=120, bbox_inches='tight')
         plt.close()
@@ -801,18 +826,30 @@ def quality_record(a)->dict:
     methods = a.methods.split(',') if a.methods else QUICK
     settings, bundle = dict(tune=a.tune, seed=a.seed), load_bundle(a.bundle, a.device)
     for m in methods: parse_method(m, bundle.encoders)
-    rows = measure_quality(bundle, images, a.outside, methods, a.referee, work=a.work, **settings)
+    asked = bundle, images, a.outside, methods, a.referee, a.lpips
+    rows = measure_quality(*asked, work=a.work, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     if not isinstance(images, Path):
-        facts = judges_of(bundle, a.referee).attributes, bundle.generator.resolution
-        found |= dict(edit_frechet=frechets(rows, *facts))
+        by = judges_of(bundle, a.referee)
+        found = add_truth(found, rows, by.attributes, bundle.generator.resolution)
     print(quality_table(found['sets']))
     for v in found['verdicts']: print(VERDICT.format(**v))
-    sheets = contact_sheets(bundle, images, a.outside, methods, a.referee, work=a.work, **settings)
-    illustrate(Path(a.out), found, sheets)
+    illustrate(Path(a.out), found, contact_sheets(*asked, work=a.work, **settings))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)
     where = str(images) if isinstance(images, Path) else images
     return dict(images=where, outside=a.outside) | facts | settings | found
+
+def add_truth(
+    found:dict, # sets, verdicts
+    rows:list, # of `measure_quality`, drawn faces
+    attributes, # the regressor that measured
+    res:int, # pixels
+)->dict: # with what only drawn sets have
+    "The edit Fréchet distances, and the row of not editing."
+    for kind, methods in grouped(rows).items():
+        n = max(map(len, methods.values()))
+        found['sets'][kind]['not editing'] = not_editing(faces_of(kind, n, res)[1], res)
+    return found | dict(edit_frechet=frechets(rows, attributes, res))
 
 def frechets(
     rows:list, # of `measure_quality`, drawn faces
@@ -856,7 +893,7 @@ def run(
     print(f'record: {a.out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #e46383cf
+# %% ../nbs/22_benchmark.ipynb #f9331ae8
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
@@ -865,7 +902,8 @@ def tradeoff(
 ):
     "Every method as a point with its intervals: low and left is good."
     ax = tradeoff_axes(ax, x=f'distortion: {x}', y=f'{y} error' if y == 'edit' else y)
-    for k, (name, m) in enumerate(methods.items()):
+    placed = {k: m for k, m in methods.items() if x in m and y in m}
+    for k, (name, m) in enumerate(placed.items()):
         a, b = m[x], m[y]
         arms = [[[v['mean'] - v['low']], [v['high'] - v['mean']]] for v in (a, b)]
         mark = 'o' if 'tune' not in name else 's'

@@ -2,7 +2,7 @@
 import shutil, signal, subprocess, time
 import pytest, torch
 from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, edit_frechet, faces_of, inverted, judge,
-                                measure_quality, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
+                                measure_quality, not_editing, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
@@ -32,7 +32,7 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     assert all(f.stat().st_mtime_ns == t for f, t in parts.items())        # what was measured is kept
     a, b = read_json(whole), read_json(cut)
     assert a['sets'] == b['sets'] and a['verdicts'] == b['verdicts']       # to the last digit
-    assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle+refine', 'wplus+tune'}
+    assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle+refine', 'wplus+tune', 'not editing'}
 
 def test_nonsense_is_one_line(bundle, tmp_path):
     for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):
@@ -60,6 +60,16 @@ def test_the_edit_axis_is_the_mean_over_words():
     assert torch.allclose(axis(r, 'edit'), torch.tensor([(x['yaw/error'] + x['age/error'])/2 for x in r]))
     s = quality_summary(r + rows('w', 'out', 1.))
     assert abs(s['out']['w']['mse']['mean'] - s['in']['w']['mse']['mean'] - 1) < 1e-4
+
+def test_not_editing_by_hand():
+    img, truth = faces_of('out', 3, 32)
+    far = []
+    for k, change in CHANGES.items():
+        v = truth.u[:, FACTORS.index(k)]
+        then = render(with_factor(truth.u, k, torch.where(v <= 0, v + change, v - change)), 32, truth.extras)
+        far.append(((then - img)**2).mean())
+    row = not_editing(truth, 32)['edit']
+    assert row['mean'] == pytest.approx(float(sum(far)/len(far)), rel=1e-4) and row['low'] < row['mean'] < row['high']
 
 def test_verdicts_are_paired():
     "A shift far below the spread of faces is seen when the faces are the same ones, and not when they are others."
@@ -213,6 +223,31 @@ def test_a_folder_with_only_generator_and_encoder(pictures, tmp_path):
     (row,) = measure_quality(b, pictures, methods=['cycle'], work=tmp_path/'w', batch=8, say=lambda line: None)[:1]
     assert set(row) == {'set', 'image', 'method', 'mse', 'psnr', 'perceptual', 'ms_ssim', 'spread'}
     assert contact_sheets(b, pictures, 0, ['cycle'], batch=8, work=tmp_path/'w')['own'].height > 2*64
+
+def test_the_original_lpips_measures_too(bundle, tmp_path):
+    "As its package says it, image by image; with such a column the part is another one. The body's weights are random: no download here."
+    import lpips, torchvision
+    (tmp_path/'hub'/'checkpoints').mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path/'hub'/'checkpoints'/'squeezenet1_1-b8a52dc0.pth')
+    home = ENV | dict(TORCH_HOME=str(tmp_path))
+    args = ['benchmark', 'quality', '--images', '2', '--methods', 'w', '--bundle', bundle, '--work', tmp_path/'w', '--out']
+    for more in ([], ['--lpips', 'squeeze']):
+        r = subprocess.run(command(*args, tmp_path/'q.json', *more), capture_output=True, text=True, env=home)
+        assert r.returncode == 0, r.stderr
+    assert '| lpips_squeeze |' in r.stdout and len(list((tmp_path/'w').rglob('0*.json'))) == 2
+    b = load_bundle(bundle)
+    img, _ = faces_of('in', 2, b.generator.resolution)
+    net = lpips.LPIPS(net='squeeze', pnet_rand=True, verbose=False).eval()
+    state = torch.load(tmp_path/'hub'/'checkpoints'/'squeezenet1_1-b8a52dc0.pth')
+    features = torchvision.models.squeezenet1_1(); features.load_state_dict(state)
+    pieces = [getattr(net.net, f'slice{i}') for i in range(1, 8)]
+    for piece in pieces:
+        for k, layer in piece._modules.items(): layer.load_state_dict(features.features[int(k)].state_dict())
+    with torch.no_grad():
+        wp, draw = inverted(img, b, 'w')
+        far = net(draw(wp).clamp(-1, 1), img).mean()
+    assert read_json(tmp_path/'q.json')['sets']['in']['w']['lpips_squeeze']['mean'] == pytest.approx(float(far), rel=1e-3)
 
 def test_an_encoder_of_your_own_is_a_method(tmp_path):
     "A file in the bundle's folder with a card that says encoder; other files are no methods."

@@ -63,6 +63,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.true_edits': ('benchmark.html#true_edits', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.verdicts': ('benchmark.html#verdicts', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.version_of': ('benchmark.html#version_of', 'cycle_nb/benchmark.py'),
+                                    'cycle_nb.benchmark.versions_of': ('benchmark.html#versions_of', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.way_back': ('benchmark.html#way_back', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.words_of': ('benchmark.html#words_of', 'cycle_nb/benchmark.py')},
             'cycle_nb.core': { 'cycle_nb.core.InputError': ('core.html#inputerror', 'cycle_nb/core.py'),

@@ -6,13 +6,13 @@
 __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED', 'part_of',
            'version_of', 'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method',
            'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of', 'judges_of',
-           'sets_of', 'way_back', 'measure_quality', 'places', 'measured', 'film', 'words_of', 'contact_sheets',
-           'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary', 'not_editing',
-           'seen_in_truth', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo', 'measure_render', 'rounded',
-           'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed', 'step_cost', 'measure_large',
-           'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many', 'road_record',
-           'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth', 'frechets', 'number_or_folder',
-           'speed_record', 'run', 'tradeoff']
+           'sets_of', 'way_back', 'measure_quality', 'versions_of', 'places', 'measured', 'film', 'words_of',
+           'contact_sheets', 'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary',
+           'not_editing', 'seen_in_truth', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo',
+           'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed',
+           'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many',
+           'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth', 'frechets',
+           'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
 # %% ../nbs/22_benchmark.ipynb #864338f4
 import hashlib, json, os, subprocess, sys, tempfile, time
@@ -220,7 +220,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #66c150e6
+# %% ../nbs/22_benchmark.ipynb #573a84d4
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -308,11 +308,12 @@ def measure_quality(
     b, rows, start = load_bundle(bundle), [], time.time()
     by = judges_of(b, referee)
     also = {f'lpips_{k}': PackagePerceptual(k).to(b.device) for k in lpips}
+    versions = {m: versions_of(b, by, m, also) for m in methods}
     for kind, n, which, take in sets_of(images, outside, b.generator.resolution):
         for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
             cut = slice(i, min(i + batch, n))
             tag = dict(set=kind, images=which, batch=batch) | settings
-            part, kept = places(b, by, method, tag, work, cut, also)
+            part, kept = places(method, versions[method], tag, work, cut)
             if not part.exists():
                 img, truth = take(cut)
                 img = img.to(b.device)
@@ -323,23 +324,29 @@ def measure_quality(
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
     return rows
 
-def places(
+def versions_of(
     b, # `Bundle` that inverts
     by, # `Bundle` that measures
     method:str, # see `parse_method`
+    also=(), # names of more distances
+)->tuple: # of what finds the pivots, of all that decides the figures
+    "Pivots belong to the networks that found them; figures also to those that judge."
+    name = encoder_of(parse_method(method, b.encoders)[0])
+    judges = '' if by is b else version_of(by)
+    finds = version_of(b, *[k for k in [name] if k in b.encoders])
+    return finds, '+'.join(['-by-'.join(filter(None, [finds, judges])), *also])
+
+def places(
+    method:str, # see `parse_method`
+    versions:tuple, # see `versions_of`
     tag:dict, # set, images, batch and settings
     work, # folder of all parts
     cut:slice, # of the images
-    also=(), # names of more distances
 )->tuple: # file of the figures, file of the pivots
-    "Pivots belong to the networks that found them; figures also to those that judge."
-    name, refines, _ = parse_method(method, b.encoders)
-    version = version_of(b, *[k for k in [encoder_of(name)] if k in b.encoders])
-    judges = '' if by is b else '-by-' + version_of(by)
-    way = dict(bundle=version, method='+'.join([name, *filter(None, [refines])]))
+    "Where they are kept; a method with tuning and without it have the same pivots."
+    way = dict(bundle=versions[0], method=method.removesuffix('+tune'))
     codes = part_of(work, 'pivots', {k: v for k, v in tag.items() if k != 'tune'} | way, cut)
-    tag = tag | dict(bundle='+'.join([version + judges, *also]), method=method)
-    figures = part_of(work, 'quality', tag, cut)
+    figures = part_of(work, 'quality', tag | dict(bundle=versions[1], method=method), cut)
     return figures, codes.with_suffix('.safetensors')
 
 def measured(
@@ -383,7 +390,7 @@ def words_of(
     "The edits that were measured."
     return [k for k in directions if any(m.startswith(f'{k}/') for m in row)]
 
-# %% ../nbs/22_benchmark.ipynb #14b162a1
+# %% ../nbs/22_benchmark.ipynb #4c439ebc
 def contact_sheets(
     bundle, # `Bundle`
     images, # as in `measure_quality`, which has measured
@@ -399,8 +406,8 @@ def contact_sheets(
     out, by = {}, judges_of(bundle, referee)
     for kind, n, which, take in sets_of(images, outside, bundle.generator.resolution):
         first, tag = slice(0, min(batch, n)), dict(set=kind, images=which, batch=batch) | settings
-        also = [f'lpips_{k}' for k in lpips]
-        parts = {m: places(bundle, by, m, tag, work, first, also)[0] for m in methods}
+        of = lambda m: versions_of(bundle, by, m, [f'lpips_{k}' for k in lpips])
+        parts = {m: places(m, of(m), tag, work, first)[0] for m in methods}
         films = {m: to_tensor(read_image(p.with_suffix('.png'))) for m, p in parts.items()}
         words = words_of(read_json(next(iter(parts.values())))[0], bundle.directions)
         out[kind] = comparison(*take(first), films, words)

@@ -8,6 +8,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.column': ('benchmark.html#column', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.comparison': ('benchmark.html#comparison', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.contact_sheets': ('benchmark.html#contact_sheets', 'cycle_nb/benchmark.py'),
+                                    'cycle_nb.benchmark.differences': ('benchmark.html#differences', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.drawn': ('benchmark.html#drawn', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.edit_frechet': ('benchmark.html#edit_frechet', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.edits_after': ('benchmark.html#edits_after', 'cycle_nb/benchmark.py'),

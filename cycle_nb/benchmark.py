@@ -8,7 +8,7 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'A
            'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of', 'judges_of',
            'sets_of', 'way_back', 'measure_quality', 'versions_of', 'places', 'measured', 'film', 'words_of',
            'contact_sheets', 'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary',
-           'not_editing', 'seen_in_truth', 'edit_frechet', 'verdicts', 'quality_table', 'measure_demo',
+           'not_editing', 'seen_in_truth', 'edit_frechet', 'differences', 'verdicts', 'quality_table', 'measure_demo',
            'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed',
            'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many',
            'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth', 'frechets',
@@ -439,7 +439,7 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #83fcf749
+# %% ../nbs/22_benchmark.ipynb #368151dc
 AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
         'edit', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
 
@@ -508,6 +508,21 @@ def edit_frechet(
     seen = lambda k: torch.tensor([r[f'{k}/seen'] for r in rows])
     far = [frechet(seen(k), x) for k, x in true.items() if f'{k}/seen' in rows[0]]
     return sum(far)/len(far) if far else None
+
+def differences(
+    rows:list, # of `measure_quality`
+    base:str, # a method
+    axes=('mse', 'perceptual', 'edit'),
+)->dict: # set -> method -> axis -> mean, low, high
+    "What every method has more than another one, face by face: the tuned than the tuned one."
+    out = {}
+    for s, of in grouped(rows).items():
+        tuned = base + '+tune' if base + '+tune' in of else base
+        than = {m: tuned if m.endswith('+tune') else base for m in of}
+        far = lambda m, a: interval(axis(of[m], a) - axis(of[than[m]], a))
+        known = [a for a in axes if axis_keys(of[base], a)]
+        out[s] = {f'{m} − {b}': {a: far(m, a) for a in known} for m, b in than.items() if m != b}
+    return out
 
 CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
           ('cycle', 'w_long', 'edit'), ('cycle', 'wplus', 'edit'),
@@ -749,7 +764,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #99f9e62b
+# %% ../nbs/22_benchmark.ipynb #d9c0f4bf
 def options(
     p, # argparse parser
 ):
@@ -768,7 +783,8 @@ def options(
     p.add_argument('--lpips', choices=['alex', 'vgg', 'squeeze'], action='append', default=[],
                    help="quality: the original LPIPS too (downloads its network's weights)")
     p.add_argument('--outside', type=count, default=0, help='quality: out-of-domain faces too')
-    p.add_argument('--methods', help='quality: such as cycle,cycle+tune,opt-w+tune')
+    p.add_argument('--methods', help='quality: such as cycle,cycle+tune,opt-w+tune; the others '
+                   'are compared with the first one')
     p.add_argument('--refine', type=count, default=15, help='steps of refinement (default 15)')
     p.add_argument('--tune', type=count, default=350, help='steps of tuning at most (default 350)')
     p.add_argument('--work', default='runs/benchmark', help='folder for unfinished parts')
@@ -822,7 +838,8 @@ def illustrate(
         plt.savefig(beside(f'_{kind}.png'), dpi=120, bbox_inches='tight')
         plt.close()
     claims = [f'- {VERDICT.format(**v)}' for v in found['verdicts']]
-    text = '\n'.join([quality_table(found['sets']), '', *claims, ''])
+    tables = [quality_table(found[part]) for part in ('sets', 'differences')]
+    text = '\n'.join([*tables, '', *claims, ''])
     with atomic(beside('.md')) as part: part.write_text(text)
 
 VERDICT = '{set}: {claim}  {mean:+.5f} [{low:+.5f}, {high:+.5f}]  {verdict}'
@@ -836,10 +853,11 @@ def quality_record(a)->dict:
     asked = bundle, images, a.outside, methods, a.referee, a.lpips
     rows = measure_quality(*asked, work=a.work, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
+    found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):
         by = judges_of(bundle, a.referee)
         found = add_truth(found, rows, by.attributes, bundle.generator.resolution)
-    print(quality_table(found['sets']))
+    for part in ('sets', 'differences'): print(quality_table(found[part]))
     for v in found['verdicts']: print(VERDICT.format(**v))
     illustrate(Path(a.out), found, contact_sheets(*asked, work=a.work, **settings))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)

@@ -1,7 +1,7 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
 import shutil, signal, subprocess, time
 import pytest, torch
-from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, edit_frechet, faces_of, inverted, judge,
+from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, edit_frechet, faces_of, inverted, judge,
                                 measure_quality, not_editing, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
@@ -78,6 +78,14 @@ def test_verdicts_are_paired():
     other = verdicts(rows('cycle') + rows('w_long', shift=.01, seed=2), claim)
     assert same[0]['verdict'] == 'holds' and abs(same[0]['mean'] + .01) < 1e-5 and other[0]['verdict'] == 'open'
     assert verdicts(rows('cycle', shift=.01) + rows('w_long'), claim)[0]['verdict'] == 'fails'
+
+def test_differences_are_taken_face_by_face_from_the_first_method():
+    found = differences(rows('cycle') + rows('w', shift=.25) + rows('w+tune', shift=-.5) + rows('cycle+tune', shift=-.75), 'cycle')['in']
+    assert list(found) == ['w − cycle', 'w+tune − cycle+tune']
+    for k in ('mse', 'perceptual', 'edit'):
+        for name in ('w − cycle', 'w+tune − cycle+tune'):
+            v = found[name][k]
+            assert v['mean'] == pytest.approx(.25, abs=1e-4) and v['high'] - v['low'] < 1e-4
 
 def test_linear_probe_is_least_squares_on_unseen_rows():
     g = generator(0)

@@ -439,16 +439,16 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #368151dc
+# %% ../nbs/22_benchmark.ipynb #1f2550b3
 AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
-        'edit', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
+        'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
 
 def axis_keys(
     rows:list, # of one set and method
     name:str, # one of `AXES`
 )->list: # of the measures it is the mean of; empty: not measured
     "A measure of reconstructions, or of the edits by all words."
-    part = dict(edit='error').get(name, name)
+    part = dict(edit='error', cost='error').get(name, name)
     return [k for k in rows[0] if k == name or k.endswith(f'/{part}')]
 
 def axis(
@@ -456,6 +456,7 @@ def axis(
     name:str, # one of `AXES`
 )->torch.Tensor: # (N,)
     "One number per face; those of edits are means over the words."
+    if name == 'cost': return axis(rows, 'edit') - axis(rows, 'mse')
     return torch.tensor([[r[k] for k in axis_keys(rows, name)] for r in rows]).mean(1)
 
 def grouped(

@@ -58,6 +58,7 @@ def rows(method, kind='in', shift=0., seed=0, n=40):
 def test_the_edit_axis_is_the_mean_over_words():
     r = rows('w')
     assert torch.allclose(axis(r, 'edit'), torch.tensor([(x['yaw/error'] + x['age/error'])/2 for x in r]))
+    assert torch.allclose(axis(r, 'cost'), axis(r, 'edit') - torch.tensor([x['mse'] for x in r]))
     s = quality_summary(r + rows('w', 'out', 1.))
     assert abs(s['out']['w']['mse']['mean'] - s['in']['w']['mse']['mean'] - 1) < 1e-4
 

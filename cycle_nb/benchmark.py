@@ -6,16 +6,17 @@
 __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED', 'part_of',
            'version_of', 'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table', 'parse_method',
            'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of', 'judges_of',
-           'sets_of', 'way_back', 'measure_quality', 'versions_of', 'places', 'measured', 'film', 'words_of',
-           'contact_sheets', 'comparison', 'true_edits', 'axis_keys', 'axis', 'grouped', 'quality_summary',
-           'not_editing', 'seen_in_truth', 'edit_frechet', 'differences', 'verdicts', 'quality_table', 'measure_demo',
-           'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed',
-           'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many',
-           'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth', 'frechets',
-           'number_or_folder', 'speed_record', 'run', 'tradeoff']
+           'sets_of', 'way_back', 'measure_quality', 'jobs_of', 'versions_of', 'places', 'measured', 'film', 'words_of',
+           'contact_sheets', 'comparison', 'true_edits', 'measure_together', 'take_turn', 'axis_keys', 'axis',
+           'grouped', 'quality_summary', 'not_editing', 'seen_in_truth', 'edit_frechet', 'differences', 'verdicts',
+           'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together',
+           'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated',
+           'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate',
+           'quality_record', 'add_truth', 'frechets', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #864338f4
-import hashlib, json, os, subprocess, sys, tempfile, time
+# %% ../nbs/22_benchmark.ipynb #fa051afa
+import hashlib, json, multiprocessing, os, subprocess, sys, tempfile, time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median_high, median_low
 import torch
@@ -37,7 +38,7 @@ from .vis import labelled, tradeoff_axes
 from .metrics import (bootstrap, counterfactual, edit_error, frechet, lec, linear_probe,
     ms_ssim, mse, precision_recall, psnr)
 from .invert import ENCODERS, MEASURES, Bundle, Truth, load_bundle, peak_memory, walk
-from .invert import add_common, count, join_tuned
+from .invert import add_common, at_least_one, count, join_tuned
 
 # %% ../nbs/22_benchmark.ipynb #79732ca8
 def part_of(
@@ -220,7 +221,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes: own.synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #573a84d4
+# %% ../nbs/22_benchmark.ipynb #23aee6d5
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -301,28 +302,49 @@ def measure_quality(
     lpips=(), # bodies of the original LPIPS that measure too: "alex", "vgg", "squeeze"
     batch:int=16, # faces at a time
     work='runs/benchmark', # folder for the parts
-    say=print, # called with a line of text after every batch
+    workers:int=1, # processes; each takes its turn of the batches
+    turn:tuple=(0, 1), # (k, n): only the batches k, k+n, k+2n, … of every set
+    say=print, # called with a line of text after every batch that was not yet measured
     **settings, # tune, seed: see `inverted`
 )->list: # rows: set, image, method, and all measures
     "Every method on the same faces; go on where an earlier run stopped."
     b, rows, start = load_bundle(bundle), [], time.time()
     by = judges_of(b, referee)
     also = {f'lpips_{k}': PackagePerceptual(k).to(b.device) for k in lpips}
-    versions = {m: versions_of(b, by, m, also) for m in methods}
-    for kind, n, which, take in sets_of(images, outside, b.generator.resolution):
-        for method, i in ((m, i) for m in methods for i in range(0, n, batch)):
-            cut = slice(i, min(i + batch, n))
-            tag = dict(set=kind, images=which, batch=batch) | settings
-            part, kept = places(method, versions[method], tag, work, cut)
-            if not part.exists():
-                img, truth = take(cut)
-                img = img.to(b.device)
-                found = measured(img, truth, b, by, method, part, kept, also, **settings)
-                facts = [dict(set=kind, image=i + k, method=method) for k in range(len(found))]
-                write_json([f | r for f, r in zip(facts, found)], part)
-            rows += read_json(part)
+    jobs = jobs_of(b, by, images, outside, methods, also, batch, work, settings)
+    asked = images, outside, methods, referee, lpips, batch, work
+    if workers > 1: measure_together(workers, b, jobs, asked, settings)
+    for kind, n, take, method, cut, part, kept in jobs:
+        if cut.start//batch % turn[1] != turn[0]: continue
+        if not part.exists():
+            img, truth = take(cut)
+            img = img.to(b.device)
+            found = measured(img, truth, b, by, method, part, kept, also, **settings)
+            write_json([dict(set=kind, image=cut.start + k, method=method) | r
+                        for k, r in enumerate(found)], part)
             say(f'{kind} {method}: {cut.stop} of {n} faces, {time.time() - start:.0f} s')
+        rows += read_json(part)
     return rows
+
+def jobs_of(
+    b, # `Bundle` that inverts
+    by, # `Bundle` that measures
+    images, # as in `measure_quality`, and so on
+    outside:int,
+    methods:list,
+    also, # names of more distances
+    batch:int,
+    work,
+    settings:dict, # tune, seed
+)->list: # (set, how many, slice -> images and truth, method, slice, figures, pivots)
+    "All that is to be measured, and where it is kept."
+    versions, jobs = {m: versions_of(b, by, m, also) for m in methods}, []
+    for kind, n, which, take in sets_of(images, outside, b.generator.resolution):
+        tag = dict(set=kind, images=which, batch=batch) | settings
+        cuts = [slice(i, min(i + batch, n)) for i in range(0, n, batch)]
+        jobs += [(kind, n, take, m, cut, *places(m, versions[m], tag, work, cut))
+                 for m in methods for cut in cuts]
+    return jobs
 
 def versions_of(
     b, # `Bundle` that inverts
@@ -438,6 +460,41 @@ def true_edits(
     if truth is None: return [None]*len(words)
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
+
+# %% ../nbs/22_benchmark.ipynb #de98a63d
+def measure_together(
+    workers:int, # processes
+    b, # `Bundle`, from a folder
+    jobs:list, # of `jobs_of`
+    asked:tuple, # all arguments of `measure_quality` between bundle and workers
+    settings:dict, # tune, seed
+):
+    "Measure most parts in processes of their own; what they leave undone the caller does."
+    missing = {(job[0], job[4].start) for job in jobs if not job[5].exists()}
+    n = min(workers, len(missing))
+    if n < 2 or not b.folder.is_dir(): return
+    start, threads = multiprocessing.get_context('spawn').Process, max(1, torch.get_num_threads()//n)
+    facts = b.folder, str(b.device), threads, os.getpid(), asked, settings
+    turns = [start(target=take_turn, args=((k, n), *facts), daemon=True) for k in range(n)]
+    for t in turns: t.start()
+    for t in turns: t.join()
+
+def take_turn(
+    turn:tuple, # see `measure_quality`
+    folder, # of the bundle
+    device:str, # its name
+    threads:int, # for arithmetic
+    parent:int, # process that waits
+    asked:tuple, # see `measure_together`
+    settings:dict, # tune, seed
+):
+    "One process of several: silent about mistakes, and gone when nobody waits any more."
+    def say(line):
+        print(line, flush=True)
+        if os.getppid() != parent: raise SystemExit
+    torch.set_num_threads(threads)
+    with suppress(Exception):
+        measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
 # %% ../nbs/22_benchmark.ipynb #1f2550b3
 AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
@@ -765,7 +822,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #d9c0f4bf
+# %% ../nbs/22_benchmark.ipynb #10b63b29
 def options(
     p, # argparse parser
 ):
@@ -788,6 +845,8 @@ def options(
                    'are compared with the first one')
     p.add_argument('--refine', type=count, default=15, help='steps of refinement (default 15)')
     p.add_argument('--tune', type=count, default=350, help='steps of tuning at most (default 350)')
+    p.add_argument('--workers', type=at_least_one, default=1, metavar='N',
+                   help='quality: processes that share the batches (default 1)')
     p.add_argument('--work', default='runs/benchmark', help='folder for unfinished parts')
     p.add_argument('--out', help='record to write (default data/results/WHAT.json)')
 
@@ -852,7 +911,7 @@ def quality_record(a)->dict:
     settings, bundle = dict(tune=a.tune, seed=a.seed), load_bundle(a.bundle, a.device)
     for m in methods: parse_method(m, bundle.encoders)
     asked = bundle, images, a.outside, methods, a.referee, a.lpips
-    rows = measure_quality(*asked, work=a.work, **settings)
+    rows = measure_quality(*asked, work=a.work, workers=a.workers, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):

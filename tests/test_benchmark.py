@@ -1,5 +1,6 @@
 "The benchmark as its readers meet it: killed, resumed, asked for nonsense; its verdicts against a second computation."
-import shutil, signal, subprocess, time
+import shutil, signal, subprocess, sys, time
+from pathlib import Path
 import pytest, torch
 from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, edit_frechet, faces_of, inverted, judge,
                                 measure_quality, not_editing, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
@@ -33,6 +34,42 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     a, b = read_json(whole), read_json(cut)
     assert a['sets'] == b['sets'] and a['verdicts'] == b['verdicts']       # to the last digit
     assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle+refine', 'wplus+tune', 'not editing'}
+
+def children(pid):
+    "Processes whose parent this is, as /proc says it."
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try: parent = stat.read_text().rsplit(')', 1)[1].split()[1]
+        except OSError: continue
+        if int(parent) == pid: found.append(stat.parent.name)
+    return found
+
+@pytest.fixture
+def one_thread():
+    "Figures to the last digit need the same number of threads."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+def test_workers_make_the_same_figures(tmp_path, one_thread):
+    "Shared by two processes and done by one: the same rows. A helper whose parent is killed ends too, and its parts are used."
+    bundle = write_bundle(tmp_path/'small', ('age',))
+    one = dict(images=5, outside=3, methods=['w', 'cycle'], batch=1, tune=2, seed=0, say=lambda line: None)
+    alone = measure_quality(bundle, work=tmp_path/'a', **one)
+    assert measure_quality(bundle, work=tmp_path/'b', workers=2, **one) == alone and len(alone) == 16
+    script = f'from cycle_nb.benchmark import measure_quality\nif __name__ == "__main__": measure_quality({str(bundle)!r}, 40, methods=["cycle", "w"], batch=1, work={str(tmp_path/"c")!r}, workers=2)'
+    (tmp_path/'run.py').write_text(script)
+    p = subprocess.Popen([sys.executable, tmp_path/'run.py'], env=ENV, stdout=subprocess.PIPE, text=True)
+    for line in p.stdout:
+        if 'of 40' in line: break
+    helpers = children(p.pid)
+    assert len(helpers) >= 2
+    p.kill(); p.wait(); end = time.time() + 120
+    while time.time() < end and any((Path('/proc')/h/'stat').exists() for h in helpers): time.sleep(.1)
+    made = len(list((tmp_path/'c').rglob('0*.json')))
+    assert 0 < made < 80
 
 def test_nonsense_is_one_line(bundle, tmp_path):
     for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):

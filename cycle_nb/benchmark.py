@@ -461,7 +461,7 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #de98a63d
+# %% ../nbs/22_benchmark.ipynb #ab5b473f
 def measure_together(
     workers:int, # processes
     b, # `Bundle`, from a folder
@@ -473,7 +473,8 @@ def measure_together(
     missing = {(job[0], job[4].start) for job in jobs if not job[5].exists()}
     n = min(workers, len(missing))
     if n < 2 or not b.folder.is_dir(): return
-    start, threads = multiprocessing.get_context('spawn').Process, max(1, torch.get_num_threads()//n)
+    start = multiprocessing.get_context('spawn').Process
+    threads = max(1, torch.get_num_threads()//n)
     facts = b.folder, str(b.device), threads, os.getpid(), asked, settings
     turns = [start(target=take_turn, args=((k, n), *facts), daemon=True) for k in range(n)]
     for t in turns: t.start()

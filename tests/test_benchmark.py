@@ -35,14 +35,12 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(tmp_path):
     assert a['sets'] == b['sets'] and a['verdicts'] == b['verdicts']       # to the last digit
     assert set(a['sets']) == {'in', 'out'} and set(a['sets']['in']) == {'w', 'cycle+refine', 'wplus+tune', 'not editing'}
 
-def children(pid):
-    "Processes whose parent this is, as /proc says it."
-    found = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try: parent = stat.read_text().rsplit(')', 1)[1].split()[1]
-        except OSError: continue
-        if int(parent) == pid: found.append(stat.parent.name)
-    return found
+def state(pid):
+    "Of a process, as /proc says it: its letter (Z: dead, not yet buried) and its parent's number; of none a Z."
+    try: return (Path('/proc')/str(pid)/'stat').read_text().rsplit(')', 1)[1].split()[:2]
+    except OSError: return 'Z', '0'
+
+def children(pid): return [p.name for p in Path('/proc').glob('[0-9]*') if state(p.name)[1] == str(pid)]
 
 @pytest.fixture
 def one_thread():
@@ -67,7 +65,7 @@ def test_workers_make_the_same_figures(tmp_path, one_thread):
     helpers = children(p.pid)
     assert len(helpers) >= 2
     p.kill(); p.wait(); end = time.time() + 120
-    while time.time() < end and any((Path('/proc')/h/'stat').exists() for h in helpers): time.sleep(.1)
+    while time.time() < end and any(state(h)[0] != 'Z' for h in helpers): time.sleep(.1)
     made = len(list((tmp_path/'c').rglob('0*.json')))
     assert 0 < made < 80
 

@@ -497,7 +497,7 @@ def take_turn(
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
-# %% ../nbs/22_benchmark.ipynb #1f2550b3
+# %% ../nbs/22_benchmark.ipynb #5cf0c8a8
 AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
         'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
 
@@ -605,10 +605,11 @@ def verdicts(
     return out
 
 def quality_table(
-    s:dict, # of `quality_summary`
+    s:dict, # of `quality_summary` or `differences`
+    form:str='.4f', # of the numbers
 )->str: # Markdown
     "One table per set."
-    cell = lambda v: f"{v['mean']:.4f} ±{(v['high'] - v['low'])/2:.4f}" if v else '–'
+    cell = lambda v: f"{v['mean']:{form}} ±{(v['high'] - v['low'])/2:{form[-3:]}}" if v else '–'
     title, lines = {'in': 'inside the domain', 'out': 'outside the domain'}, []
     for kind, methods in s.items():
         known = [a for a in AXES if any(a in v for v in methods.values())]
@@ -823,7 +824,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #10b63b29
+# %% ../nbs/22_benchmark.ipynb #976e7f58
 def options(
     p, # argparse parser
 ):
@@ -899,7 +900,7 @@ def illustrate(
         plt.savefig(beside(f'_{kind}.png'), dpi=120, bbox_inches='tight')
         plt.close()
     claims = [f'- {VERDICT.format(**v)}' for v in found['verdicts']]
-    tables = [quality_table(found[part]) for part in ('sets', 'differences')]
+    tables = quality_table(found['sets']), quality_table(found['differences'], '+.5f')
     text = '\n'.join([*tables, '', *claims, ''])
     with atomic(beside('.md')) as part: part.write_text(text)
 
@@ -918,7 +919,7 @@ def quality_record(a)->dict:
     if not isinstance(images, Path):
         by = judges_of(bundle, a.referee)
         found = add_truth(found, rows, by.attributes, bundle.generator.resolution)
-    for part in ('sets', 'differences'): print(quality_table(found[part]))
+    print(quality_table(found['sets']), quality_table(found['differences'], '+.5f'), sep='\n')
     for v in found['verdicts']: print(VERDICT.format(**v))
     illustrate(Path(a.out), found, contact_sheets(*asked, work=a.work, **settings))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)

@@ -131,12 +131,12 @@ def as_table(
     last = f"falls at every step: {'yes' if s['falls'] else 'NO'}"
     return '\n'.join([*markdown(['step', *MEASURES, 's per face'], rows), '', *gain, last])
 
-# %% ../nbs/22_benchmark.ipynb #d1415482
+# %% ../nbs/22_benchmark.ipynb #71f97b98
 OPTIMISED = 'opt-w', 'opt-wplus'
 PIVOTS = {'opt-w': 'optimised in W', 'opt-wplus': 'optimised in W+', 'w': 'W encoder',
           'w_long': 'W encoder, as many steps', 'wplus': 'W+ encoder (e4e)',
           'cycle': 'cycle, stage 0', 'cycle-all': 'cycle, all offsets'}
-QUICK = [*PIVOTS, 'cycle+refine'] # all ways to a pivot
+QUICK = [*PIVOTS, 'w+refine', 'wplus+refine', 'cycle+refine'] # all ways to a pivot
 CHANGES = dict(yaw=1., smile=1., mouth=1., age=1., glasses=1.5, light=1.)
 
 REFINES = {'refine': {}, 'refine-free': dict(lambda_reg=0.), 'refine-train': dict(train_mode=True),
@@ -212,16 +212,16 @@ def inverted(
     tune:int=60, # steps of tuning at most
     seed:int=0,
     kept:Path=None, # file of the codes: read if it is there, else written
-)->tuple: # codes (B,L,D), what draws codes
+)->tuple: # codes (B,L,D), what draws codes: all, or some rows
     "Invert by any method: the pivot, and the generator that belongs to it."
     name, refines, tunes = parse_method(method, bundle.encoders)
     find, G = lambda: pivot(img, bundle, name, refines, seed), bundle.generator
     wp = remembered(find, kept).to(img.device) if kept else find()
-    if not tunes: return wp, G.synthesis
+    if not tunes: return wp, lambda codes, rows=None: G.synthesis(codes)
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
-    return wp, lambda codes: own.synthesis(G, codes)
+    return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #23aee6d5
+# %% ../nbs/22_benchmark.ipynb #93294de9
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -233,6 +233,7 @@ def judge(
     changes:dict=CHANGES, # factor -> true change; those without a direction are left out
     encode=None, # images -> codes, for the way back; None: no LEC
     also=(), # more distances, by name: name -> (two batches -> (B,))
+    some:bool=False, # see `edit_error`
 )->list: # of B dicts
     "All measures of a batch; with the truth, those of edits too."
     (lpips, identity, attributes), still = nets, draw(wp)
@@ -243,7 +244,7 @@ def judge(
     if identity: row['identity'] = identity.similarity(out, img)
     for k in directions if truth is None else [k for k in changes if k in directions]:
         found = dict(moved=draw(edit(wp, directions[k]))) if truth is None else edit_error(
-            wp, draw, directions[k], attributes, truth.u, k, changes[k], mse, truth.extras, still)
+            wp, draw, directions[k], attributes, truth.u, k, changes[k], mse, truth.extras, still, some)
         moved = found.pop('moved').clamp(-1, 1)
         if identity: found['kept'] = identity.similarity(moved, out)
         if encode: found['lec'] = lec(wp, encode, draw, directions[k])
@@ -385,7 +386,7 @@ def measured(
     "Invert and judge a batch; the first batch also leaves pictures for `contact_sheets`."
     pair = inverted(img, b, method, kept=kept, **settings)
     back = way_back(b, method)
-    rows = judge(img, truth, *pair, by.nets, b.directions, encode=back, also=also)
+    rows = judge(img, truth, *pair, by.nets, b.directions, encode=back, also=also, some=True)
     if part.stem == '00000': save_image(film(*pair, rows, b.directions), part.with_suffix('.png'))
     return rows
 

@@ -313,7 +313,7 @@ def search_directions(
     best = {k: steps[share[:, attributes.names.index(k)].argmax()] for k in names}
     return {k: normalise(d, G, attributes, k, seed=seed + 2) for k, d in best.items()}
 
-# %% ../nbs/18_edit.ipynb #9f0d5fb1
+# %% ../nbs/18_edit.ipynb #764facb1
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)
@@ -326,19 +326,24 @@ def strength_for(
     fine:int=8, # guesses after it, at most
     tol:float=.05, # accepted error, as a share of the change; the search goes on to a fifth of it
     base=None, # what is read unedited (B,), if it is known already
+    some:bool=False, # `draw(codes, rows)` draws only some faces: those not yet found
 )->tuple: # strengths (B,), whether the change was reached (B,) bool
     "Per code the smallest strength at which the regressor sees the asked change."
     base = read(draw(wp)) if base is None else base
     change = torch.as_tensor(change).to(base).expand_as(base)
     way = lambda s: edit(wp, direction, s*change.sign())
-    share = lambda s: (read(draw(way(s))) - base)/change # 1: as asked
+    def share(s, rows):                                  # (B,), 1: as asked; other rows 0
+        out, rows = torch.zeros_like(base), rows if some else torch.ones_like(rows)
+        codes, also = way(s)[rows], (rows,) if some else ()
+        out[rows] = (read(draw(codes, *also)) - base[rows])/change[rows]
+        return out
     low, high, a, b = bracket(share, torch.zeros_like(base), most, coarse)
     s, seen, off = high, b >= 1, (b - 1).abs() # the best guess, whether there is one to find
     for _ in range(fine):
         todo = seen & (off > tol/5)
         if not todo.any(): break
         new = low + (high - low)*((1 - a)/(b - a)).clamp(.1, .9) # where a line would reach 1
-        now = share(new)
+        now = share(new, todo)
         low, a = torch.where(now < 1, new, low), torch.where(now < 1, now, a)
         high, b = torch.where(now < 1, high, new), torch.where(now < 1, b, now)
         better = todo & ((now - 1).abs() < off)
@@ -346,7 +351,7 @@ def strength_for(
     return s*change.sign(), off <= tol
 
 def bracket(
-    f, # strengths (B,) -> share of the asked change (B,)
+    f, # strengths (B,), rows that are asked for (B,) -> share of the asked change (B,)
     zero:Tensor, # (B,), where the walk begins; the share is 0 there
     most:float, # largest strength
     n:int, # equal intervals up to it
@@ -357,7 +362,7 @@ def bracket(
         going = b < 1
         if not going.any(): break
         at = torch.full_like(zero, most*k/n)
-        now = f(at)
+        now = f(at, going)
         low, a = torch.where(going, high, low), torch.where(going, b, a)
         high, b = torch.where(going, at, high), torch.where(going, now, b)
     return low, high, a, b

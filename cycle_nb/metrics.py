@@ -146,7 +146,7 @@ def counterfactual(
     v = u[:, FACTORS.index(name)]
     return with_factor(u, name, v + torch.where(v <= 0, change, -change))
 
-# %% ../nbs/19_metrics.ipynb #508ac1af
+# %% ../nbs/19_metrics.ipynb #ba5cfe03
 @torch.no_grad()
 def edit_error(
     wp:Tensor, # pivots (B,L,D)
@@ -159,13 +159,14 @@ def edit_error(
     distance=mse, # of two batches, (B,)
     extras:Tensor=None, # what the targets wear besides, see `sdfaces.render`
     still:Tensor=None, # the unedited images (B,3,H,W), if they are drawn already
+    some:bool=False, # `draw(codes, rows)` draws only some faces
 )->dict: # "error", "still", "leak", "strength", "hit", each (B,); "moved", the edited images
     "Edit until the regressor sees what it sees in the truth, then compare with the truth."
     still, k = draw(wp) if still is None else still, attributes.names.index(name)
     now, then = (render(v, still.shape[-1], extras) for v in (u, counterfactual(u, name, change)))
     asked, seen = attributes(then) - attributes(now), attributes(still)
     read = lambda img: attributes(img)[:, k]
-    s, hit = strength_for(wp, direction, draw, read, asked[:, k], base=seen[:, k])
+    s, hit = strength_for(wp, direction, draw, read, asked[:, k], base=seen[:, k], some=some)
     moved = draw(edit(wp, direction, s))
     drift = leak(attributes(moved) - seen, asked, k)
     return dict(error=distance(moved, then), still=distance(still, then),

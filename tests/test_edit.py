@@ -82,6 +82,18 @@ def test_strengths_hit_the_asked_change():
     assert hit.tolist() == [True, True, False, True] and s[1] < 0
     assert torch.isfinite(s).all()
 
+def test_faces_already_found_are_not_drawn_again():
+    wp = torch.zeros(5, 1, 2); wp[:, 0, 1] = torch.tensor([.25, .5, 1., 2., 1e-3])       # the last is never reached
+    read = lambda img: torch.tanh(img[:, 0, 0]*img[:, 0, 1])
+    drawn = []
+    def draw(codes, rows=None):
+        if rows is not None: assert torch.equal(codes[:, 0, 1], wp[rows, 0, 1])
+        drawn.append(len(codes))
+        return codes
+    a = E.strength_for(wp, torch.tensor([1., 0]), draw, read, .6); every, drawn = sum(drawn), []
+    b = E.strength_for(wp, torch.tensor([1., 0]), draw, read, .6, some=True)
+    assert all(torch.equal(x, y) for x, y in zip(a, b)) and sum(drawn) < .7*every and a[1].tolist() == [True]*4 + [False]
+
 def test_the_nearest_strength_is_taken():
     read = lambda img: torch.sin(img[:, 0, 0])       # reached at many strengths
     s, hit = E.strength_for(torch.zeros(1, 1, 1), torch.ones(1), lambda wp: wp, read, .5, most=6., coarse=12)

@@ -221,7 +221,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #93294de9
+# %% ../nbs/22_benchmark.ipynb #f6e53f62
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -243,8 +243,9 @@ def judge(
     row |= {name: far(out, img) for name, far in dict(also).items()}
     if identity: row['identity'] = identity.similarity(out, img)
     for k in directions if truth is None else [k for k in changes if k in directions]:
+        facts = wp, draw, directions[k]
         found = dict(moved=draw(edit(wp, directions[k]))) if truth is None else edit_error(
-            wp, draw, directions[k], attributes, truth.u, k, changes[k], mse, truth.extras, still, some)
+            *facts, attributes, truth.u, k, changes[k], mse, truth.extras, still, some)
         moved = found.pop('moved').clamp(-1, 1)
         if identity: found['kept'] = identity.similarity(moved, out)
         if encode: found['lec'] = lec(wp, encode, draw, directions[k])

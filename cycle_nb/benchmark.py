@@ -826,7 +826,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #976e7f58
+# %% ../nbs/22_benchmark.ipynb #5768cfe4
 def options(
     p, # argparse parser
 ):
@@ -914,12 +914,15 @@ def quality_record(a)->dict:
     methods = a.methods.split(',') if a.methods else QUICK
     settings, bundle = dict(tune=a.tune, seed=a.seed), load_bundle(a.bundle, a.device)
     for m in methods: parse_method(m, bundle.encoders)
+    by = judges_of(bundle, a.referee)
+    if by.attributes is None and not isinstance(images, Path):
+        raise InputError(f'{by.folder}: without attributes.safetensors nobody reads an edit of '
+                         'drawn faces; measure a folder of pictures: --images FOLDER')
     asked = bundle, images, a.outside, methods, a.referee, a.lpips
     rows = measure_quality(*asked, work=a.work, workers=a.workers, **settings)
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):
-        by = judges_of(bundle, a.referee)
         found = add_truth(found, rows, by.attributes, bundle.generator.resolution)
     print(quality_table(found['sets']), quality_table(found['differences'], '+.5f'), sep='\n')
     for v in found['verdicts']: print(VERDICT.format(**v))

@@ -263,6 +263,9 @@ def test_a_folder_with_only_generator_and_encoder(pictures, tmp_path):
     dead = dict(https_proxy='http://127.0.0.1:9', TORCH_HOME=str(tmp_path/'torch'))
     r = subprocess.run(command(*args, tmp_path/'a.json'), capture_output=True, text=True, env=ENV | dead)
     assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'LPIPS needs the weights of alex' in r.stderr, r.stderr
+    shutil.copy(full/'perceptual.safetensors', bare)
+    r = cli('benchmark', 'quality', '--images', '3', '--methods', 'cycle', '--bundle', bare)
+    assert r.returncode == 2 and '--images FOLDER' in r.stderr and r.stderr.count('\n') == 1, r.stderr
     b.nets = PackagePerceptual(pnet_rand=True), None, None         # such weights, without their download
     (row,) = measure_quality(b, pictures, methods=['cycle'], work=tmp_path/'w', batch=8, say=lambda line: None)[:1]
     assert set(row) == {'set', 'image', 'method', 'mse', 'psnr', 'perceptual', 'ms_ssim', 'spread'}

@@ -985,14 +985,14 @@ def run(
     print(f'record: {a.out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #f9331ae8
+# %% ../nbs/22_benchmark.ipynb #2326a97b
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
     y:str='edit', # axis upwards
     ax=None, # matplotlib axes
 ):
-    "Every method as a point with its intervals: low and left is good."
+    "Every method as a point with its intervals, not editing as a line: low and left is good."
     ax = tradeoff_axes(ax, x=f'distortion: {x}', y=f'{y} error' if y == 'edit' else y)
     placed = {k: m for k, m in methods.items() if x in m and y in m}
     for k, (name, m) in enumerate(placed.items()):
@@ -1001,5 +1001,7 @@ def tradeoff(
         mark = 'o' if 'tune' not in name else 's'
         look = dict(ms=5, lw=.8, c=f'C{k % 10}', label=name)
         ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, **look)
+    still = methods.get('not editing', {}).get(y)
+    if still: ax.axhline(still['mean'], ls='--', lw=.8, c='grey', label='not editing')
     ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     return ax

@@ -15,7 +15,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.encoder_of': ('benchmark.html#encoder_of', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.faces_of': ('benchmark.html#faces_of', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.film': ('benchmark.html#film', 'cycle_nb/benchmark.py'),
-                                    'cycle_nb.benchmark.frechets': ('benchmark.html#frechets', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.generated': ('benchmark.html#generated', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.generator_record': ('benchmark.html#generator_record', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.grouped': ('benchmark.html#grouped', 'cycle_nb/benchmark.py'),

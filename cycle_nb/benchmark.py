@@ -12,9 +12,9 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'A
            'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together',
            'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated',
            'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate',
-           'quality_record', 'add_truth', 'frechets', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
+           'quality_record', 'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #fa051afa
+# %% ../nbs/22_benchmark.ipynb #68656867
 import hashlib, json, multiprocessing, os, subprocess, sys, tempfile, time
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +34,7 @@ from .tune import mend, tune as tune_generator
 from .latents import sample_w, spread
 from .losses import PackagePerceptual, auc, r2
 from .stylegan2 import Generator
-from .vis import labelled, tradeoff_axes
+from .vis import grid, labelled, tradeoff_axes
 from .metrics import (bootstrap, counterfactual, edit_error, frechet, lec, linear_probe,
     ms_ssim, mse, precision_recall, psnr)
 from .invert import ENCODERS, MEASURES, Bundle, Truth, load_bundle, peak_memory, walk
@@ -221,7 +221,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #f6e53f62
+# %% ../nbs/22_benchmark.ipynb #5d2f91b5
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -398,14 +398,13 @@ def film(
     rows:list, # of `judge`: the strengths found
     directions:dict, # name -> edit
     n:int=6, # faces
-)->Tensor: # (3,2H,nW): reconstructions, and below each an edit by the next word
+): # PIL image, n × 2 cells: reconstructions, and below each an edit by the next word
     "What a method made of the first faces, a different word for every face."
-    moved = wp.clone()
-    for i, k in enumerate(words_of(rows[0], directions)[:min(n, len(wp))]):
+    moved, n = wp.clone(), min(n, len(wp))
+    for i, k in enumerate(words_of(rows[0], directions)[:n]):
         s = rows[i].get(f'{k}/strength', 1.)
         moved[i:i + 1] = edit(wp[i:i + 1], directions[k], s)
-    two = torch.stack([draw(wp)[:n], draw(moved)[:n]]).clamp(-1, 1)
-    return two.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return grid([*draw(wp)[:n], *draw(moved)[:n]], n, pad=0)
 
 def words_of(
     row:dict, # of `judge`
@@ -826,7 +825,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #5768cfe4
+# %% ../nbs/22_benchmark.ipynb #c424c2de
 def options(
     p, # argparse parser
 ):
@@ -937,24 +936,14 @@ def add_truth(
     attributes, # the regressor that measured
     res:int, # pixels
 )->dict: # with what only drawn sets have
-    "The edit Fréchet distances, and the row of not editing."
+    "The row of not editing, and edit Fréchet distances: they belong to a set, not to a face."
+    far = {}
     for kind, methods in grouped(rows).items():
-        n = max(map(len, methods.values()))
-        found['sets'][kind]['not editing'] = not_editing(faces_of(kind, n, res)[1], res)
-    return found | dict(edit_frechet=frechets(rows, attributes, res))
-
-def frechets(
-    rows:list, # of `measure_quality`, drawn faces
-    attributes, # the regressor that measured
-    res:int, # pixels
-)->dict: # set -> method -> edit Fréchet distance
-    "For every method one number: it belongs to a set, not to a face."
-    out = {}
-    for s, ms in grouped(rows).items():
-        n = max(map(len, ms.values()))
-        true = seen_in_truth(faces_of(s, n, res)[1], attributes, res)
-        out[s] = {m: rounded(edit_frechet(rs, true)) for m, rs in ms.items()}
-    return out
+        truth = faces_of(kind, max(map(len, methods.values())), res)[1]
+        true = seen_in_truth(truth, attributes, res)
+        far[kind] = {m: rounded(edit_frechet(rs, true)) for m, rs in methods.items()}
+        found['sets'][kind]['not editing'] = not_editing(truth, res)
+    return found | dict(edit_frechet=far)
 
 def number_or_folder(
     text:str, # of an option

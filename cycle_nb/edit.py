@@ -313,7 +313,7 @@ def search_directions(
     best = {k: steps[share[:, attributes.names.index(k)].argmax()] for k in names}
     return {k: normalise(d, G, attributes, k, seed=seed + 2) for k, d in best.items()}
 
-# %% ../nbs/18_edit.ipynb #764facb1
+# %% ../nbs/18_edit.ipynb #b4821cdd
 @torch.no_grad()
 def strength_for(
     wp:Tensor, # codes (B,L,D)
@@ -332,10 +332,10 @@ def strength_for(
     base = read(draw(wp)) if base is None else base
     change = torch.as_tensor(change).to(base).expand_as(base)
     way = lambda s: edit(wp, direction, s*change.sign())
-    def share(s, rows):                                  # (B,), 1: as asked; other rows 0
-        out, rows = torch.zeros_like(base), rows if some else torch.ones_like(rows)
-        codes, also = way(s)[rows], (rows,) if some else ()
-        out[rows] = (read(draw(codes, *also)) - base[rows])/change[rows]
+    def share(s, rows):                                  # (B,), 1: as asked
+        if not some: return (read(draw(way(s))) - base)/change
+        out = torch.zeros_like(base)
+        out[rows] = (read(draw(way(s)[rows], rows)) - base[rows])/change[rows]
         return out
     low, high, a, b = bracket(share, torch.zeros_like(base), most, coarse)
     s, seen, off = high, b >= 1, (b - 1).abs() # the best guess, whether there is one to find

@@ -38,9 +38,12 @@ def pick_device(
         raise InputError(f'device {name!r} is not on this machine; use {" or ".join(here)}')
     return device
 
-# %% ../nbs/00_core.ipynb #a55cbc04
+# %% ../nbs/00_core.ipynb #d74cef41
 def has_bf16(device:torch.device)->bool:
     "Whether the device multiplies bfloat16 natively."
+    x86 = platform.machine().lower() in ('x86_64', 'amd64')
+    if device.type == 'cpu' and x86:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if device.type == 'cpu': return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return getattr(torch.get_device_module(device), 'is_bf16_supported', lambda: False)()
 

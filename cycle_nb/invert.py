@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NETS', 'PRESETS', 'TRAIN', 'MAKES', 'NEEDS',
-           'LATER', 'is_encoder', 'Bundle', 'load_bundle', 'own_bundle', 'encode', 'draw', 'samples_dir', 'Truth',
-           'samples', 'spread_out', 'roomy', 'choose_samples', 'write_samples', 'road', 'means', 'measure', 'Inversion',
-           'join', 'join_tuned', 'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder', 'check_free',
-           'atomic_folder', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan', 'clock', 'stream',
-           'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish', 'run_demo', 'do_nets',
-           'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count', 'at_least_one', 'add_common',
-           'add_road', 'add_demo', 'add_invert', 'add_train', 'run_convert', 'add_convert', 'add_later', 'parser',
-           'main']
+           'LATER', 'is_encoder', 'Bundle', 'load_bundle', 'networks', 'own_bundle', 'encode', 'draw', 'samples_dir',
+           'Truth', 'samples', 'spread_out', 'roomy', 'choose_samples', 'write_samples', 'road', 'means', 'measure',
+           'Inversion', 'join', 'join_tuned', 'invert', 'walk', 'mean', 'plain', 'unique_names', 'output_folder',
+           'check_free', 'atomic_folder', 'table', 'contact_sheet', 'visible', 'complain', 'find_files', 'plan',
+           'clock', 'stream', 'invert_files', 'peak_memory', 'parse_edit', 'run_invert', 'settings_of', 'finish',
+           'run_demo', 'do_nets', 'do_generator', 'do_encoder', 'do_directions', 'run_train', 'Parser', 'count',
+           'at_least_one', 'add_common', 'add_road', 'add_demo', 'add_invert', 'add_train', 'run_convert',
+           'add_convert', 'add_later', 'parser', 'main']
 
 # %% ../nbs/20_invert.ipynb #2979f777
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
@@ -132,20 +132,25 @@ class Bundle:
         if self.others is not None or 'sdfaces' not in self.folder.name: return self.others
         return render(sample_factors(n, generator(seed)), self.generator.resolution).to(self.device)
 
-# %% ../nbs/20_invert.ipynb #9080dbe5
+# %% ../nbs/20_invert.ipynb #4fabe177
 def load_bundle(
     bundle='sdfaces64', # a shipped bundle's name, a folder, or a `Bundle` (returned as it is)
     device=None, # a device's name; None: the best one here
 )->Bundle:
     "A generator with all that was trained for it."
     if isinstance(bundle, Bundle): return bundle
-    folder = Path(bundle) if Path(bundle).is_dir() else pretrained(str(bundle))
-    if not folder.is_dir():
-        shipped = ', '.join(sorted(p.name for p in pretrained().iterdir() if p.is_dir()))
-        raise InputError(f'{bundle}: no such bundle; give a folder or a shipped name ({shipped})')
-    found = Bundle(folder, device)
+    found = Bundle(networks(bundle), device)
     found.file('generator')
     return found
+
+def networks(
+    name, # a shipped folder's name, or a folder
+)->Path:
+    "Where networks lie."
+    if Path(name).is_dir(): return Path(name)
+    if (folder := pretrained(str(name))).is_dir(): return folder
+    shipped = ', '.join(sorted(p.name for p in pretrained().iterdir() if p.is_dir()))
+    raise InputError(f'{name}: no such bundle; give a folder or a shipped name ({shipped})')
 
 def own_bundle(
     generator, # with mapping, broadcast and synthesis

@@ -97,7 +97,7 @@ class FeatureNet(nn.Module):
                 b[0], b[1] = fuse_conv_bn_eval(b[0].eval(), b[1].eval()), nn.Identity()
         return self.to(memory_format=torch.channels_last)
 
-# %% ../nbs/09_losses.ipynb #4d9441ac
+# %% ../nbs/09_losses.ipynb #6a8ed14b
 class Attributes(nn.Module):
     "Reads the factors of a face: `(B,F)`, columns named by `names`, in factor units."
     def __init__(self,
@@ -115,7 +115,7 @@ class Attributes(nn.Module):
         img:Tensor, # (B,3,H,W)
     )->Tensor: # (B,F), factor units
         "All factors at once."
-        with autocast(img): f = self.body(img)[-1]
+        with autocast(img, self.training): f = self.body(img)[-1]
         return self.head(f.float())
 
     def read(self,
@@ -126,7 +126,7 @@ class Attributes(nn.Module):
         if name in self.names: return self(img)[:, self.names.index(name)]
         raise InputError(f"no factor {name!r}; there are: {', '.join(self.names)}")
 
-# %% ../nbs/09_losses.ipynb #899860f9
+# %% ../nbs/09_losses.ipynb #2d028ee1
 class Embedder(nn.Module):
     "A network with `embed`; two images are as similar as their embeddings."
     def similarity(self,
@@ -153,7 +153,7 @@ class Identity(Embedder):
         img:Tensor, # (B,3,H,W)
     )->Tensor: # (B,E), unit length
         "Unit-length embedding."
-        with autocast(img): f = self.body(img)[-1]
+        with autocast(img, self.training): f = self.body(img)[-1]
         return F.normalize(self.head(f.float()), dim=-1)
 
 # %% ../nbs/09_losses.ipynb #221f8da4

@@ -29,7 +29,7 @@ def refine_loss(
     loss = weighted(parts)
     return loss[0] + (lambda_reg*loss[1:].mean() if len(loss) > 1 else 0)
 
-# %% ../nbs/16_refine.ipynb #fbb052dc
+# %% ../nbs/16_refine.ipynb #453fd7d0
 def refined(
     x:Tensor, # the target (1,3,H,W)
     batch:Tensor, # companions (M,3,H,W)
@@ -40,18 +40,23 @@ def refined(
     steps:int=15, # of Adam
     lr:float=1e-4, # of Adam
     lambda_reg:float=7., # weight of the companions; 0: leave them out
+    every:int=3, # steps between two looks at the companions, each counts as many times; paper: 1
     train_mode:bool=False, # batch statistics of target and companions, as in the released code
     stage:int=None, # offsets in use, None: the encoder's own
     on_step=None, # called with (step, codes of target and companions, loss)
 ): # a copy of `E`
     "An encoder fine-tuned on one image."
-    E = copy.deepcopy(E).train(train_mode).requires_grad_(True)
+    E, every = copy.deepcopy(E).train(train_mode).requires_grad_(True), 1 if train_mode else every
     both = torch.cat([x, batch]) if lambda_reg or train_mode else x
     ps, opt = list(E.parameters()), torch.optim.Adam(E.parameters(), lr)
+    with torch.no_grad(): feats = perceptual.features(both)
     for step in range(steps):
-        with autocast(x): wp = E(both, stage)
+        n = 1 if step % every else len(both)
+        with autocast(x): wp = E(both[:n], stage)
         with autocast(x): out = G.synthesis(wp)
-        loss = refine_loss(reconstruction_parts(out, both, perceptual, identity), lambda_reg)
+        known = [f[:n] for f in feats]
+        parts = reconstruction_parts(out, both[:n], perceptual, identity, known)
+        loss = refine_loss(parts, every*lambda_reg)
         for p, g in zip(ps, torch.autograd.grad(loss, ps, allow_unused=True)): p.grad = g
         opt.step()
         if on_step: on_step(step, wp.detach(), loss.detach())

@@ -3,7 +3,8 @@ import shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, edit_frechet, faces_of, inverted, judge,
-                                measure_quality, not_editing, parse_method, quality_summary, quality_table, seen_in_truth, verdicts, version_of)
+                                measure_quality, not_editing, parse_method, quality_summary, quality_table, read_faces, seen_in_truth, verdicts,
+                                version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
 from cycle_nb.invert import load_bundle, own_bundle
@@ -69,8 +70,55 @@ def test_workers_make_the_same_figures(tmp_path, one_thread):
     made = len(list((tmp_path/'c').rglob('0*.json')))
     assert 0 < made < 80
 
+def test_what_is_known_is_not_measured_again(tmp_path):
+    "A record's table of faces gives its figures back to the last digit; a new method beside them is compared with them."
+    bundle, args = write_bundle(tmp_path/'small', ('age',)), ['benchmark', 'quality', '--images', '4', '--outside', '2', '--tune', '2']
+    def record(name, *more):
+        r = cli(*args, *more, '--bundle', bundle, '--work', tmp_path/f'work-{name}', '--out', tmp_path/f'{name}.json')
+        assert r.returncode == 0, r.stderr
+        return r.stdout, read_json(tmp_path/f'{name}.json')
+    table = tmp_path/'first_faces.csv.gz'
+    out, first = record('first', '--methods', 'w,w+tune,cycle')
+    out, more = record('more', '--methods', 'w,wplus,w+tune', '--known', table)
+    assert 'in wplus: 4 of 4' in out and 'in w:' not in out and 'w+tune: ' not in out
+    for kind in ('in', 'out'):
+        assert set(more['sets'][kind]) == {'w', 'wplus', 'w+tune', 'not editing'}
+        for m in ('w', 'w+tune', 'not editing'): assert more['sets'][kind][m] == first['sets'][kind][m]
+    alone = record('alone', '--methods', 'w,wplus')[1]
+    assert alone['differences']['out']['wplus − w'] == more['differences']['out']['wplus − w']
+    assert 'in w: 4 of 4' in record('other-seed', '--methods', 'w', '--seed', '1', '--known', table)[0]       # other settings: not the same figures
+    (tmp_path/'bad_faces.csv.gz').write_bytes(table.read_bytes()[:200])
+    for bad in (tmp_path/'bad_faces.csv.gz', tmp_path/'first.json', tmp_path/'none.csv.gz'):
+        r = cli(*args, '--methods', 'w', '--bundle', bundle, '--known', bad, '--work', tmp_path/'work-bad', '--out', tmp_path/'bad.json')
+        assert r.returncode == 2 and r.stderr.count('\n') == 1 and bad.name in r.stderr, r.stderr
+    assert not (tmp_path/'bad.json').exists()
+
+def test_few_faces_are_the_first_of_many(tmp_path):
+    "So the quick set is the beginning of the full one, and measuring more faces goes on from it."
+    for kind in ('in', 'out'):
+        (few, a), (many, b) = faces_of(kind, 3, 32), faces_of(kind, 7, 32)
+        assert torch.equal(a.u, b.u[:3]) and torch.allclose(few, many[:3], atol=1e-6)
+        assert kind == 'in' or torch.equal(a.extras, b.extras[:3]) and (b.extras > 0).any(1).all()
+    bundle, said = write_bundle(tmp_path/'small', ('age',)), []
+    kw = dict(methods=['w'], batch=2, work=tmp_path/'work', tune=2, seed=0, say=said.append)
+    few = measure_quality(bundle, 3, 2, **kw)
+    many = measure_quality(bundle, 6, 2, **kw)
+    of = lambda rows, kind, n: [r for r in rows if r['set'] == kind and r['image'] < n]
+    assert of(few, 'in', 2) == of(many, 'in', 2) and of(few, 'out', 2) == of(many, 'out', 2) and len(many) == 8
+    assert len(said) == 3 + 2                                              # the part of one face, and the last two of six
+
+def test_judges_read_in_full_precision(bundle, monkeypatch):
+    "Also where bfloat16 would be faster: what a referee sees must not depend on the processor."
+    img, truth = faces_of('in', 3, 64)
+    b = load_bundle(bundle)
+    G, wp = b.generator, b.encoder('w')(img).detach()
+    go = lambda: judge(img, truth, wp, lambda c: G.synthesis(c), b.nets, {k: b.directions[k] for k in list(b.directions)[:1]})
+    plain = go()
+    monkeypatch.setattr('cycle_nb.core.has_bf16', lambda device: True)
+    assert b.perceptual(img, G.synthesis(wp)).dtype == torch.float32 and go() == plain
+
 def test_nonsense_is_one_line(bundle, tmp_path):
-    for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine']):
+    for words in (['--methods', 'cycel'], ['--images', '-3'], ['--methods', 'opt-w+refine'], ['--images', '1'], ['--methods', 'w,w+tune+refine'], ['--referee', 'nobody']):
         r = cli('benchmark', 'quality', *words, '--bundle', bundle, '--out', tmp_path/'r.json')
         assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr, r.stderr
     assert not (tmp_path/'r.json').exists()

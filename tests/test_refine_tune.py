@@ -323,28 +323,30 @@ def test_refine_leaves_the_encoder_alone_and_takes_images_in_any_order(world, co
     assert a.shape == (4, G.num_ws, G.w_dim)
     assert (a - E(img)).abs().max() > 1e-4
 
-def plain_refinement(E, G, P, I, x, batch, steps, lr, lam):
-    "The equation, image by image: L_S(x) + λ/M Σ L_S(x*)."
+def plain_refinement(E, G, P, I, x, batch, steps, lr, lam, every=1):
+    "The equation, image by image: L_S(x) + λ/M Σ L_S(x*), the sum only at every so many steps and as many times."
     E = copy.deepcopy(E)
     opt = torch.optim.Adam(E.parameters(), lr=lr)
     def L_S(y):
         out = G.synthesis(E(y))
         return ((out - y)**2).mean() + .8*P(out, y).sum() + .1*(1 - (I.embed(out)*I.embed(y)).sum())
-    for _ in range(steps):
-        loss = L_S(x) + lam/len(batch)*sum(L_S(y[None]) for y in batch)
+    for step in range(steps):
+        loss = L_S(x)
+        if step % every == 0: loss = loss + every*lam/len(batch)*sum(L_S(y[None]) for y in batch)
         opt.zero_grad(); loss.backward(); opt.step()
     return E(x).detach()
 
-def test_refine_is_the_equation(world, coder, monkeypatch):
+@pytest.mark.parametrize("every", [1, 3])
+def test_refine_is_the_equation(world, coder, monkeypatch, every):
     import contextlib
     for module in ("losses", "refine"):     # full precision, so that rounding does not hide a wrong term
         monkeypatch.setattr(f"cycle_nb.{module}.autocast", lambda *_: contextlib.nullcontext())
     G, _, img, _ = world
     E, P, I = coder
     batch = companions(G, 3, seed=5)
-    got = refine(img[:2], E, G, P, I, batch=batch, steps=4, lr=1e-3, lambda_reg=2.)
+    got = refine(img[:2], E, G, P, I, batch=batch, steps=4, lr=1e-3, lambda_reg=2., every=every)
     for i in range(2):
-        want = plain_refinement(E, G, P, I, img[i:i+1], batch, 4, 1e-3, 2.)
+        want = plain_refinement(E, G, P, I, img[i:i+1], batch, 4, 1e-3, 2., every)
         assert torch.allclose(got[i:i+1], want, atol=2e-3)
 
 def test_train_mode_depends_on_the_companions_frozen_does_not(world, coder):

@@ -100,6 +100,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cycle_nb.core.autocast': ('core.html#autocast', 'cycle_nb/core.py'),
                                'cycle_nb.core.cache_dir': ('core.html#cache_dir', 'cycle_nb/core.py'),
                                'cycle_nb.core.centre_square': ('core.html#centre_square', 'cycle_nb/core.py'),
+                               'cycle_nb.core.cores': ('core.html#cores', 'cycle_nb/core.py'),
                                'cycle_nb.core.fetch': ('core.html#fetch', 'cycle_nb/core.py'),
                                'cycle_nb.core.from_bytes': ('core.html#from_bytes', 'cycle_nb/core.py'),
                                'cycle_nb.core.generator': ('core.html#generator', 'cycle_nb/core.py'),

@@ -15,7 +15,7 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'F
            'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth',
            'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #445caea4
+# %% ../nbs/22_benchmark.ipynb #9fa6ca25
 import csv, gzip, hashlib, io, json, multiprocessing, os, subprocess, sys, tempfile, time
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +23,8 @@ from statistics import median_high, median_low
 import torch
 from torch import Tensor
 from safetensors.torch import save
-from .core import (InputError, atomic, generator, load_tensors, make_card, pick_device,
-    read_image, read_json, save_image, to_tensor, write_json)
+from .core import (InputError, atomic, cores, generator, load_tensors, make_card,
+    pick_device, read_image, read_json, save_image, to_tensor, write_json)
 from .sdfaces import render, sample_extras, sample_factors
 from .cycle import held_out
 from .edit import edit
@@ -516,7 +516,7 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #ab5b473f
+# %% ../nbs/22_benchmark.ipynb #53431def
 def measure_together(
     workers:int, # processes
     b, # `Bundle`, from a folder
@@ -525,7 +525,7 @@ def measure_together(
     settings:dict, # tune, seed
 ):
     "Measure most parts in processes of their own; what they leave undone the caller does."
-    missing = {(job[0], job[4].start) for job in jobs if not job[5].exists()}
+    missing = {job[4].start for job in jobs if not job[5].exists()}
     n = min(workers, len(missing))
     if n < 2 or not b.folder.is_dir(): return
     start = multiprocessing.get_context('spawn').Process
@@ -879,7 +879,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #f6046024
+# %% ../nbs/22_benchmark.ipynb #dcd96d16
 def options(
     p, # argparse parser
 ):
@@ -904,8 +904,9 @@ def options(
     p.add_argument('--tune', type=count, default=350, help='steps of tuning at most (default 350)')
     p.add_argument('--known', metavar='FILE', help='quality: figures of an earlier record '
                    '(…_faces.csv.gz), which are not measured again')
-    p.add_argument('--workers', type=at_least_one, default=1, metavar='N',
-                   help='quality: processes that share the batches (default 1)')
+    p.add_argument('--workers', type=at_least_one, metavar='N',
+                   help='quality: processes that share the batches (default: one for each '
+                   'processor core, four at most; one on a GPU)')
     p.add_argument('--work', default='runs/benchmark', help='folder for unfinished parts')
     p.add_argument('--out', help='record to write (default data/results/WHAT.json)')
 
@@ -974,7 +975,8 @@ def quality_record(a)->dict:
         raise InputError(f'{by.folder}: without attributes.safetensors nobody reads an edit of '
                          'drawn faces; measure a folder of pictures: --images FOLDER')
     asked = bundle, images, a.outside, methods, a.referee, a.lpips
-    rows = measure_quality(*asked, work=a.work, known=a.known, workers=a.workers, **settings)
+    rows = measure_quality(*asked, work=a.work, known=a.known, **settings,
+                           workers=a.workers or min(4, cores(bundle.device)))
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):

@@ -269,7 +269,7 @@ def test_tuning_begins_at_the_kept_pivot(bundle, tmp_path):
     at = file.stat().st_mtime_ns
     behind = go('a', 'cycle+refine', 'cycle+refine+tune')[2:]
     assert behind == go('b', 'cycle+refine+tune') and file.stat().st_mtime_ns == at
-    assert [f.name for f in (tmp_path/'a').rglob('*.safetensors')] == ['00000.safetensors']
+    assert [f.name for f in (tmp_path/'a').rglob('*.safetensors')] == ['00000-00002.safetensors']
     go('a', 'cycle', 'w')                                          # other codes, other places
     assert len(list((tmp_path/'a').rglob('*.safetensors'))) == 3
 
@@ -278,7 +278,7 @@ def test_pictures_beside_the_record(bundle, tmp_path):
     args = ['benchmark', 'quality', '--images', '3', '--outside', '2', '--methods', 'w,cycle', '--bundle', bundle, '--work', tmp_path/'w']
     r = cli(*args, '--out', tmp_path/'deep'/'q.json')
     assert r.returncode == 0, r.stderr
-    names = {'q.json', 'q.md', 'q_in.png', 'q_in_sheet.png', 'q_out.png', 'q_out_sheet.png'}
+    names = {'q.json', 'q.md', 'q_faces.csv.gz', 'q_in.png', 'q_in_sheet.png', 'q_out.png', 'q_out_sheet.png'}
     assert {f.name for f in (tmp_path/'deep').iterdir()} == names
     text = (tmp_path/'deep'/'q.md').read_text()
     assert '| cycle |' in text and 'outside the domain' in text and '- in: mse' not in text      # w_long was not measured
@@ -316,7 +316,7 @@ def test_a_folder_with_only_generator_and_encoder(pictures, tmp_path):
     assert r.returncode == 2 and '--images FOLDER' in r.stderr and r.stderr.count('\n') == 1, r.stderr
     b.nets = PackagePerceptual(pnet_rand=True), None, None         # such weights, without their download
     (row,) = measure_quality(b, pictures, methods=['cycle'], work=tmp_path/'w', batch=8, say=lambda line: None)[:1]
-    assert set(row) == {'set', 'image', 'method', 'mse', 'psnr', 'perceptual', 'ms_ssim', 'spread'}
+    assert set(row) == {'set', 'image', 'method', 'version', 'mse', 'psnr', 'perceptual', 'ms_ssim', 'spread'}
     assert contact_sheets(b, pictures, 0, ['cycle'], batch=8, work=tmp_path/'w')['own'].height > 2*64
 
 def test_the_original_lpips_measures_too(bundle, tmp_path):
@@ -352,7 +352,7 @@ def test_an_encoder_of_your_own_is_a_method(tmp_path):
     save_model(b.encoder('wplus'), folder/'twin.safetensors', make_card('encoder', seed=0))
     assert b.encoders == ['w', 'wplus', 'cycle', 'twin']
     rows = measure_quality(b, 2, methods=['wplus', 'twin', 'twin-all'], work=tmp_path/'w', say=lambda line: None)
-    drop = lambda r: {k: v for k, v in r.items() if k != 'method'}
+    drop = lambda r: {k: v for k, v in r.items() if k not in ('method', 'version')}
     assert [drop(r) for r in rows[:2]] == [drop(r) for r in rows[2:4]] and rows[2]['method'] == 'twin'
     r = cli('benchmark', 'quality', '--bundle', folder, '--methods', 'perceptual')
     assert r.returncode == 2 and 'twin' in r.stderr and r.stderr.count('\n') == 1

@@ -9,11 +9,11 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'F
            'wearing', 'judges_of', 'sets_of', 'way_back', 'measure_quality', 'jobs_of', 'versions_of', 'places',
            'measured', 'film', 'words_of', 'save_faces', 'read_faces', 'restore', 'contact_sheets', 'comparison',
            'true_edits', 'measure_together', 'take_turn', 'axis_keys', 'axis', 'grouped', 'quality_summary',
-           'not_editing', 'seen_in_truth', 'edit_frechet', 'differences', 'verdicts', 'quality_table', 'measure_demo',
-           'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed', 'measure_speed',
-           'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator', 'options', 'how_many',
-           'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record', 'add_truth',
-           'number_or_folder', 'speed_record', 'run', 'tradeoff']
+           'not_editing', 'seen_in_truth', 'frechet_distances', 'differences', 'verdicts', 'quality_table',
+           'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed',
+           'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator',
+           'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record',
+           'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
 # %% ../nbs/22_benchmark.ipynb #9fa6ca25
 import csv, gzip, hashlib, io, json, multiprocessing, os, subprocess, sys, tempfile, time
@@ -223,7 +223,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #271baa87
+# %% ../nbs/22_benchmark.ipynb #91639856
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -245,6 +245,7 @@ def judge(
                ms_ssim=ms_ssim(out, img), spread=spread(wp))
     row |= {name: far(out, img) for name, far in dict(also).items()}
     if identity: row['identity'] = identity.similarity(out, img)
+    if attributes: row['seen'] = attributes(out)
     for k in directions if truth is None else [k for k in changes if k in directions]:
         facts = wp, draw, directions[k]
         found = dict(moved=draw(edit(wp, directions[k]))) if truth is None else edit_error(
@@ -398,7 +399,8 @@ def measured(
     pair = inverted(img, b, method, kept=kept, **settings)
     back = way_back(b, method)
     rows = judge(img, truth, *pair, by.nets, b.directions, encode=back, also=also, some=True)
-    if part.stem.startswith('00000-'): save_image(film(*pair, rows, b.directions), part.with_suffix('.png'))
+    if part.stem.startswith('00000-'):
+        save_image(film(*pair, rows, b.directions), part.with_suffix('.png'))
     return rows
 
 @torch.no_grad()
@@ -423,7 +425,7 @@ def words_of(
     "The edits that were measured."
     return [k for k in directions if any(m.startswith(f'{k}/') for m in row)]
 
-# %% ../nbs/22_benchmark.ipynb #da0c5800
+# %% ../nbs/22_benchmark.ipynb #9e8d66dc
 FACTS = 'set', 'method', 'version', 'image'
 
 def save_faces(
@@ -431,13 +433,14 @@ def save_faces(
     path, # .csv.gz
 ):
     "All figures of all faces, a line each; enough digits to get the same numbers back."
-    plain = [k for k in dict.fromkeys(k for r in rows for k in r) if not k.endswith('/seen')]
+    plain = [k for k in dict.fromkeys(k for r in rows for k in r) if not k.endswith('seen')]
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
     table.writerow(plain)
     digits = lambda v: f'{v:.9g}' if isinstance(v, float) else v
     for r in rows: table.writerow([digits(r.get(k)) for k in plain])
-    with atomic(Path(path)) as part: part.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    data = gzip.compress(text.getvalue().encode(), mtime=0)
+    with atomic(Path(path)) as part: part.write_bytes(data)
 
 def read_faces(
     path, # of `save_faces`
@@ -552,9 +555,10 @@ def take_turn(
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
-# %% ../nbs/22_benchmark.ipynb #18a1c8a3
-AXES = ('mse', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim', 'identity',
-        'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec', 'spread')
+# %% ../nbs/22_benchmark.ipynb #c084320e
+AXES = ('mse', 'psnr', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim',
+        'identity', 'frechet', 'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec',
+        'edit_frechet', 'spread')
 
 def axis_keys(
     rows:list, # of one set and method
@@ -604,24 +608,27 @@ def seen_in_truth(
     attributes, # the regressor that measures
     res:int, # pixels
     changes:dict=CHANGES, # as in `judge`
-)->dict: # word -> what it sees in the truly edited faces (N,F)
-    "The other side of the edit Fréchet distance: the same for all methods."
+)->dict: # as in a row: "seen" in the faces, "yaw/seen" in the truly edited ones, (N,F)
+    "The other side of the Fréchet distances: the same for all methods."
     out, device = {}, next(attributes.parameters()).device
-    for k, change in changes.items():
-        t = Truth(counterfactual(truth.u, k, change), truth.extras)
+    edited = {f'{k}/seen': counterfactual(truth.u, k, change) for k, change in changes.items()}
+    for k, u in dict(seen=truth.u, **edited).items():
+        t = Truth(u, truth.extras)
         parts = (t[i:i + 100] for i in range(0, len(t.u), 100))
         images = (render(p.u, res, p.extras).to(device) for p in parts)
         out[k] = seen_in(images, attributes)[0].float().cpu()
     return out
 
-def edit_frechet(
+def frechet_distances(
     rows:list, # of `measure_quality`, of one drawn set and method
     true:dict, # of `seen_in_truth`, for the same set
-)->float: # mean over the words; None: not every row says what was seen
-    "Fréchet distance between edited faces and truly edited ones, as the regressor sees them."
-    seen = lambda k: torch.tensor([r[f'{k}/seen'] for r in rows])
-    far = [frechet(seen(k), x) for k, x in true.items() if all(f'{k}/seen' in r for r in rows)]
-    return sum(far)/len(far) if far else None
+)->dict: # frechet, edit_frechet (mean over the words) -> mean; without what no row tells
+    "Between the clouds of reconstructed faces and of targets, of edited and of truly edited ones."
+    seen = {k: [r[k] for r in rows] for k in true if all(k in r for r in rows)}
+    far = {k: frechet(torch.tensor(x), true[k]) for k, x in seen.items()}
+    edits = [far[k] for k in far if k != 'seen']
+    found = dict(frechet=far.get('seen'), edit_frechet=sum(edits)/len(edits) if edits else None)
+    return {k: dict(mean=round(v, 6)) for k, v in found.items() if v is not None}
 
 def differences(
     rows:list, # of `measure_quality`
@@ -664,7 +671,8 @@ def quality_table(
     form:str='.4f', # of the numbers
 )->str: # Markdown
     "One table per set."
-    cell = lambda v: f"{v['mean']:{form}} ±{(v['high'] - v['low'])/2:{form[-3:]}}" if v else '–'
+    arm = lambda v: f" ±{(v['high'] - v['low'])/2:{form[-3:]}}" if 'low' in v else ''
+    cell = lambda v: f"{v['mean']:{form}}{arm(v)}" if v else '–'
     title, lines = {'in': 'inside the domain', 'out': 'outside the domain'}, []
     for kind, methods in s.items():
         known = [a for a in AXES if any(a in v for v in methods.values())]
@@ -879,7 +887,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #dcd96d16
+# %% ../nbs/22_benchmark.ipynb #72dbda8b
 def options(
     p, # argparse parser
 ):
@@ -995,14 +1003,13 @@ def add_truth(
     attributes, # the regressor that measured
     res:int, # pixels
 )->dict: # with what only drawn sets have
-    "The row of not editing, and edit Fréchet distances: they belong to a set, not to a face."
-    far = {}
+    "The row of not editing, and Fréchet distances: they belong to a set, not to a face."
     for kind, methods in grouped(rows).items():
         truth = faces_of(kind, max(map(len, methods.values())), res)[1]
         true = seen_in_truth(truth, attributes, res)
-        far[kind] = {m: rounded(edit_frechet(rs, true)) for m, rs in methods.items()}
+        for m, rs in methods.items(): found['sets'][kind][m] |= frechet_distances(rs, true)
         found['sets'][kind]['not editing'] = not_editing(truth, res)
-    return found | dict(edit_frechet=far)
+    return found
 
 def number_or_folder(
     text:str, # of an option

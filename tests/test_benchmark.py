@@ -2,7 +2,7 @@
 import shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, edit_frechet, faces_of, inverted, judge,
+from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, faces_of, frechet_distances, inverted, judge,
                                 measure_quality, not_editing, parse_method, quality_summary, quality_table, read_faces, seen_in_truth, verdicts,
                                 version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
@@ -234,15 +234,18 @@ def test_kept_and_the_way_back_by_hand(bundle):
         assert torch.allclose((home - wp).norm(dim=2).mean(1), torch.tensor([x[f'{k}/lec'] for x in r]), atol=2e-2)
     assert all('yaw/kept' in x for x in judge(img, None, wp, draw, b.nets, b.directions))
 
-def test_edit_frechet_is_zero_for_the_truth_and_grows_with_a_shift(bundle):
+def test_frechet_distances_are_zero_for_the_truth_and_grow_with_a_shift(bundle):
     b, k = load_bundle(bundle), FACTORS.index('age')
     _, truth = faces_of('in', 60, b.generator.resolution)
     v = truth.u[:, k]
     with torch.no_grad(): true = b.attributes(render(with_factor(truth.u, 'age', torch.where(v <= 0, v + 1, v - 1)), b.generator.resolution))
     known = seen_in_truth(truth, b.attributes, b.generator.resolution)
-    far = lambda shift: edit_frechet([{'age/seen': (x + shift).tolist()} for x in true], known)
+    far = lambda shift: frechet_distances([{'age/seen': (x + shift).tolist()} for x in true], known)['edit_frechet']['mean']
     assert far(0) < 1e-3 and far(.1) == pytest.approx(true.shape[1]*.01, rel=.05) and far(.2) > far(.1)
-    assert edit_frechet([{}], known) is None
+    with torch.no_grad(): now = b.attributes(render(truth.u, b.generator.resolution))
+    found = frechet_distances([dict(seen=x.tolist()) for x in now], known)
+    assert set(found) == {'frechet'} and found['frechet']['mean'] < 1e-3       # of edits nobody says anything
+    assert frechet_distances([dict(seen=now[0].tolist()), {}], known) == {}
 
 def test_a_referee_measures_and_the_bundle_inverts(bundle, tmp_path):
     "A folder with nothing but three feature networks: other distances, the same codes; parts are not mixed up."
@@ -259,7 +262,7 @@ def test_a_referee_measures_and_the_bundle_inverts(bundle, tmp_path):
     assert r.returncode == 0, r.stderr
     a, b = (read_json(f)['sets']['in']['w'] for f in (own, other))
     assert a['mse'] == b['mse'] and a['spread'] == b['spread'] and a['perceptual'] != b['perceptual']
-    assert read_json(other)['edit_frechet']['in']['w'] >= 0
+    assert b['frechet']['mean'] >= 0 and b['edit_frechet']['mean'] >= 0 and b['psnr']['low'] < b['psnr']['high']
 
 def test_tuning_begins_at_the_kept_pivot(bundle, tmp_path):
     "What refinement found is not sought again, and a method measured behind another one gets the figures it gets alone."

@@ -1,8 +1,9 @@
 "Perceptual distance, identity, calibration and figures of merit, against independent computations."
-import math
+import math, platform
+from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
-from cycle_nb.core import InputError, generator
+from cycle_nb.core import InputError, autocast, generator, has_bf16
 from cycle_nb.losses import (Attributes, FeatureNet, Identity, Perceptual, angular_margin, auc, blur, calibrate, descend,
     distorted_pairs, identity_factors, load_net, load_nets, r2, rank_correlation, reconstruction_parts,
     save_net, train_nets, verification, weighted, DISTORTIONS, fit_attributes)
@@ -219,3 +220,15 @@ def test_shipped_networks():
     assert min(rank.values()) > .8, rank
     size = sum(pretrained(f'sdfaces64/{k}.safetensors').stat().st_size for k in ('perceptual', 'identity', 'attributes'))
     assert size <= 3e6
+
+
+# --- precision -----------------------------------------------------------------------------
+
+@pytest.mark.skipif(not Path('/proc/cpuinfo').exists() or platform.machine() != 'x86_64', reason='asks Linux what its x86 processor can do')
+def test_bfloat16_only_where_the_processor_has_it():
+    flags = Path('/proc/cpuinfo').read_text().partition('flags')[2].partition('\n')[0].split()
+    native = bool({'avx512_bf16', 'amx_bf16', 'amx_tile'} & set(flags))
+    assert has_bf16(torch.device('cpu')) == native
+    x = torch.randn(8, 8)
+    with autocast(x): assert (x @ x).dtype == (torch.bfloat16 if native else torch.float32)
+    with autocast(x, enabled=False): assert (x @ x).dtype == torch.float32

@@ -555,7 +555,7 @@ def take_turn(
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
-# %% ../nbs/22_benchmark.ipynb #c084320e
+# %% ../nbs/22_benchmark.ipynb #771f49f2
 AXES = ('mse', 'psnr', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim',
         'identity', 'frechet', 'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec',
         'edit_frechet', 'spread')
@@ -633,7 +633,7 @@ def frechet_distances(
 def differences(
     rows:list, # of `measure_quality`
     base:str, # a method
-    axes=('mse', 'perceptual', 'edit'),
+    axes=('mse', 'perceptual', 'edit', 'cost'),
 )->dict: # set -> method -> axis -> mean, low, high
     "What every method has more than another one, face by face: the tuned than the tuned one."
     out = {}
@@ -646,7 +646,9 @@ def differences(
     return out
 
 CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
-          ('cycle', 'w_long', 'edit'), ('cycle', 'wplus', 'edit'),
+          ('cycle', 'w_long', 'edit'), ('cycle', 'wplus', 'edit'), ('cycle', 'wplus', 'cost'),
+          ('opt-wplus', 'opt-w', 'perceptual'), ('opt-w', 'opt-wplus', 'cost'),
+          ('opt-w+tune', 'opt-wplus+tune', 'edit'), ('cycle+tune', 'opt-wplus+tune', 'edit'),
           ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+tune', 'w_long+tune', 'edit'),
           ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),
           ('cycle+refine+tune', 'cycle+tune', 'edit'),
@@ -887,7 +889,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #72dbda8b
+# %% ../nbs/22_benchmark.ipynb #cfb2bb01
 def options(
     p, # argparse parser
 ):
@@ -982,9 +984,10 @@ def quality_record(a)->dict:
     if by.attributes is None and not isinstance(images, Path):
         raise InputError(f'{by.folder}: without attributes.safetensors nobody reads an edit of '
                          'drawn faces; measure a folder of pictures: --images FOLDER')
-    asked = bundle, images, a.outside, methods, a.referee, a.lpips
+    asked, start = (bundle, images, a.outside, methods, a.referee, a.lpips), time.time()
     rows = measure_quality(*asked, work=a.work, known=a.known, **settings,
                            workers=a.workers or min(4, cores(bundle.device)))
+    seconds = round(time.time() - start) # of this run: what an earlier one has measured costs nothing
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):
@@ -995,7 +998,7 @@ def quality_record(a)->dict:
     save_faces(rows, Path(a.out).with_name(Path(a.out).stem + '_faces.csv.gz'))
     facts = dict(bundle=a.bundle, referee=a.referee, changes=CHANGES)
     where = str(images) if isinstance(images, Path) else images
-    return dict(images=where, outside=a.outside) | facts | settings | found
+    return dict(images=where, outside=a.outside, seconds=seconds) | facts | settings | found
 
 def add_truth(
     found:dict, # sets, verdicts

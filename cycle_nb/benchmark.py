@@ -889,7 +889,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #cfb2bb01
+# %% ../nbs/22_benchmark.ipynb #a6ed9ff6
 def options(
     p, # argparse parser
 ):
@@ -987,7 +987,7 @@ def quality_record(a)->dict:
     asked, start = (bundle, images, a.outside, methods, a.referee, a.lpips), time.time()
     rows = measure_quality(*asked, work=a.work, known=a.known, **settings,
                            workers=a.workers or min(4, cores(bundle.device)))
-    seconds = round(time.time() - start) # of this run: what an earlier one has measured costs nothing
+    seconds = round(time.time() - start) # of this run: earlier ones' parts cost nothing
     found = dict(sets=quality_summary(rows), verdicts=verdicts(rows))
     found['differences'] = differences(rows, methods[0])
     if not isinstance(images, Path):

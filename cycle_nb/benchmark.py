@@ -555,7 +555,7 @@ def take_turn(
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
-# %% ../nbs/22_benchmark.ipynb #771f49f2
+# %% ../nbs/22_benchmark.ipynb #e87925d2
 AXES = ('mse', 'psnr', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim',
         'identity', 'frechet', 'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec',
         'edit_frechet', 'spread')
@@ -648,6 +648,7 @@ def differences(
 CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
           ('cycle', 'w_long', 'edit'), ('cycle', 'wplus', 'edit'), ('cycle', 'wplus', 'cost'),
           ('opt-wplus', 'opt-w', 'perceptual'), ('opt-w', 'opt-wplus', 'cost'),
+          ('cycle', 'opt-w', 'cost'), ('cycle', 'opt-wplus', 'edit'),
           ('opt-w+tune', 'opt-wplus+tune', 'edit'), ('cycle+tune', 'opt-wplus+tune', 'edit'),
           ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+tune', 'w_long+tune', 'edit'),
           ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),

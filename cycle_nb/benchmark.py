@@ -555,7 +555,7 @@ def take_turn(
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 
-# %% ../nbs/22_benchmark.ipynb #e87925d2
+# %% ../nbs/22_benchmark.ipynb #d0a494fd
 AXES = ('mse', 'psnr', 'perceptual', 'lpips_alex', 'lpips_vgg', 'lpips_squeeze', 'ms_ssim',
         'identity', 'frechet', 'edit', 'cost', 'still', 'leak', 'hit', 'kept', 'lec',
         'edit_frechet', 'spread')
@@ -650,7 +650,8 @@ CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
           ('opt-wplus', 'opt-w', 'perceptual'), ('opt-w', 'opt-wplus', 'cost'),
           ('cycle', 'opt-w', 'cost'), ('cycle', 'opt-wplus', 'edit'),
           ('opt-w+tune', 'opt-wplus+tune', 'edit'), ('cycle+tune', 'opt-wplus+tune', 'edit'),
-          ('cycle+tune', 'wplus+tune', 'edit'), ('cycle+tune', 'w_long+tune', 'edit'),
+          ('cycle+tune', 'opt-w+tune', 'edit'), ('cycle+tune', 'wplus+tune', 'edit'),
+          ('cycle+tune', 'w_long+tune', 'edit'),
           ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),
           ('cycle+refine+tune', 'cycle+tune', 'edit'),
           ('cycle+refine+tune', 'w_long+tune', 'edit'), ('cycle+refine+tune', 'opt-w+tune', 'edit')]

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 SKIP = re.compile(r'^#\|\s*(eval:\s*false|slow|gpu)\s*$', re.M)    # as nbdev-test does
 PICTURES = ('image/png', 'image/jpeg')
+KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 
 
 def write(nb, path):
@@ -84,8 +85,7 @@ def execute(path, timeout=600):
     finally:
         for c, src in skipped: c.source = src
     shrink(nb)
-    spec = {'display_name': 'python3', 'language': 'python', 'name': 'python3'}
-    nb.metadata = nbformat.from_dict({'kernelspec': spec})
+    nb.metadata = nbformat.from_dict(KERNEL)
     write(nb, path)
     nbdev('clean', '--fname', str(path))
     print(f'{path.name}: {time.time()-t:.1f} s, {path.stat().st_size/1e3:.0f} kB', flush=True)
@@ -103,7 +103,7 @@ def build(name, src):
     nb = jupytext.read(src/f'{name}.py', fmt='py:percent')
     if (NBS/f'{name}.ipynb').exists():
         nb = combine_inputs_with_outputs(nb, nbformat.read(NBS/f'{name}.ipynb', 4), 'py:percent')
-    nb.metadata = nbformat.from_dict({})
+    nb.metadata = nbformat.from_dict(KERNEL)
     write(stable_ids(nb), NBS/f'{name}.ipynb')
     nbdev('export')
     nbdev('clean', '--fname', str(NBS/f'{name}.ipynb'))

@@ -15,7 +15,7 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'F
            'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record',
            'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #9fa6ca25
+# %% ../nbs/22_benchmark.ipynb #99716d00
 import csv, gzip, hashlib, io, json, multiprocessing, os, subprocess, sys, tempfile, time
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +31,7 @@ from .edit import edit
 from .images import image_paths, load_images
 from .project import project
 from .refine import refine as refine_pivot, refine_code
-from .tune import mend, tune as tune_generator
+from .tune import distance, mend, tune as tune_generator
 from .latents import sample_w, spread
 from .losses import PackagePerceptual, auc, r2
 from .stylegan2 import Generator
@@ -223,7 +223,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #91639856
+# %% ../nbs/22_benchmark.ipynb #f189d176
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -240,8 +240,8 @@ def judge(
     "All measures of a batch; with the truth, those of edits too."
     (lpips, identity, attributes), still = nets, draw(wp)
     out = still.clamp(-1, 1)
-    far = getattr(lpips, 'precise', lpips)
-    row = dict(mse=mse(out, img), psnr=psnr(out, img), perceptual=far(out, img),
+    squared, perceptual = distance(out, img, lpips)
+    row = dict(mse=squared, psnr=psnr(out, img), perceptual=perceptual,
                ms_ssim=ms_ssim(out, img), spread=spread(wp))
     row |= {name: far(out, img) for name, far in dict(also).items()}
     if identity: row['identity'] = identity.similarity(out, img)
@@ -262,7 +262,7 @@ def faces_of(
     n:int,
     res:int, # pixels
 )->tuple: # images, `Truth`
-    "Held-out faces, worn or not what no network ever saw; the first of many are those of a few."
+    "Held-out faces, plain or wearing what no network saw; a few are the first of many."
     if kind == 'in': truth = Truth(sample_factors(n, generator(40_000)))
     else: truth = Truth(sample_factors(n, generator(41_000)), wearing(n))
     return render(truth.u, res, truth.extras), truth
@@ -468,7 +468,7 @@ def restore(
         if not part.exists() and all(i in rows for i in which):
             write_json([rows[i] for i in which], part)
 
-# %% ../nbs/22_benchmark.ipynb #351b7503
+# %% ../nbs/22_benchmark.ipynb #6852e5fe
 def contact_sheets(
     bundle, # `Bundle`
     images, # as in `measure_quality`, which has measured
@@ -486,8 +486,8 @@ def contact_sheets(
         first, tag = slice(0, min(batch, n)), dict(set=kind, images=which, batch=batch) | settings
         of = lambda m: versions_of(bundle, by, m, [f'lpips_{k}' for k in lpips])
         parts = {m: places(m, of(m), tag, work, first)[0] for m in methods}
-        films = {m: p.with_suffix('.png') for m, p in parts.items()}
-        films = {m: to_tensor(read_image(f)) for m, f in films.items() if f.exists()}
+        films = {m: to_tensor(read_image(f)) for m, p in parts.items()
+                 if (f := p.with_suffix('.png')).exists()}
         if not films: continue                      # all figures were known, nothing was drawn
         words = words_of(read_json(next(iter(parts.values())))[0], bundle.directions)
         out[kind] = comparison(*take(first), films, words)

@@ -67,6 +67,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cycle_nb.benchmark.together': ('benchmark.html#together', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.tradeoff': ('benchmark.html#tradeoff', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.true_edits': ('benchmark.html#true_edits', 'cycle_nb/benchmark.py'),
+                                    'cycle_nb.benchmark.truth_of': ('benchmark.html#truth_of', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.verdicts': ('benchmark.html#verdicts', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.version_of': ('benchmark.html#version_of', 'cycle_nb/benchmark.py'),
                                     'cycle_nb.benchmark.versions_of': ('benchmark.html#versions_of', 'cycle_nb/benchmark.py'),

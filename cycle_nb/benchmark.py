@@ -6,14 +6,14 @@
 __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'FACTS', 'AXES', 'CLAIMS', 'VERDICT', 'MEASURED',
            'part_of', 'version_of', 'measure_road', 'column', 'interval', 'summary', 'markdown', 'as_table',
            'parse_method', 'encoder_of', 'refined_pivot', 'pivot', 'remembered', 'inverted', 'judge', 'faces_of',
-           'wearing', 'judges_of', 'sets_of', 'way_back', 'measure_quality', 'jobs_of', 'versions_of', 'places',
-           'measured', 'film', 'words_of', 'save_faces', 'read_faces', 'restore', 'contact_sheets', 'comparison',
-           'true_edits', 'measure_together', 'take_turn', 'axis_keys', 'axis', 'grouped', 'quality_summary',
-           'not_editing', 'seen_in_truth', 'frechet_distances', 'differences', 'verdicts', 'quality_table',
-           'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together', 'squeezed',
-           'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated', 'measure_generator',
-           'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate', 'quality_record',
-           'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
+           'truth_of', 'wearing', 'judges_of', 'sets_of', 'way_back', 'measure_quality', 'jobs_of', 'versions_of',
+           'places', 'measured', 'film', 'words_of', 'save_faces', 'read_faces', 'restore', 'contact_sheets',
+           'comparison', 'true_edits', 'measure_together', 'take_turn', 'axis_keys', 'axis', 'grouped',
+           'quality_summary', 'not_editing', 'seen_in_truth', 'frechet_distances', 'differences', 'verdicts',
+           'quality_table', 'measure_demo', 'measure_render', 'rounded', 'timed', 'race', 'edits_after', 'together',
+           'squeezed', 'measure_speed', 'step_cost', 'measure_large', 'seen_in', 'drawn', 'generated',
+           'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate',
+           'quality_record', 'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
 # %% ../nbs/22_benchmark.ipynb #99716d00
 import csv, gzip, hashlib, io, json, multiprocessing, os, subprocess, sys, tempfile, time
@@ -223,7 +223,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #f189d176
+# %% ../nbs/22_benchmark.ipynb #95c38658
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -263,9 +263,16 @@ def faces_of(
     res:int, # pixels
 )->tuple: # images, `Truth`
     "Held-out faces, plain or wearing what no network saw; a few are the first of many."
-    if kind == 'in': truth = Truth(sample_factors(n, generator(40_000)))
-    else: truth = Truth(sample_factors(n, generator(41_000)), wearing(n))
+    truth = truth_of(kind, n)
     return render(truth.u, res, truth.extras), truth
+
+def truth_of(
+    kind:str, # 'in' or 'out' of the domain
+    n:int,
+)->Truth:
+    "What is behind held-out faces."
+    if kind == 'in': return Truth(sample_factors(n, generator(40_000)))
+    return Truth(sample_factors(n, generator(41_000)), wearing(n))
 
 def wearing(
     n:int, # faces
@@ -287,8 +294,9 @@ def sets_of(
 )->list: # (kind, how many, which, slice -> images and their truth)
     "What shall be inverted: drawn faces, whose truth is known, or pictures nobody drew."
     if isinstance(images, int):
-        take = lambda img, truth: lambda cut: (img[cut], truth[cut])
-        return [(k, n, 'drawn', take(*faces_of(k, n, res)))
+        draw = lambda truth: (render(truth.u, res, truth.extras), truth)
+        take = lambda truth: lambda cut: draw(truth[cut])
+        return [(k, n, 'drawn', take(truth_of(k, n)))
                 for k, n in (('in', images), ('out', outside)) if n]
     paths = image_paths(images)
     names = '\n'.join(f'{p} {p.stat().st_size} {p.stat().st_mtime_ns}' for p in paths)
@@ -891,7 +899,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #a6ed9ff6
+# %% ../nbs/22_benchmark.ipynb #81cdf63c
 def options(
     p, # argparse parser
 ):
@@ -1010,7 +1018,7 @@ def add_truth(
 )->dict: # with what only drawn sets have
     "The row of not editing, and Fréchet distances: they belong to a set, not to a face."
     for kind, methods in grouped(rows).items():
-        truth = faces_of(kind, max(map(len, methods.values())), res)[1]
+        truth = truth_of(kind, max(map(len, methods.values())))
         true = seen_in_truth(truth, attributes, res)
         for m, rs in methods.items(): found['sets'][kind][m] |= frechet_distances(rs, true)
         found['sets'][kind]['not editing'] = not_editing(truth, res)

@@ -109,6 +109,8 @@ def test_few_faces_are_the_first_of_many(tmp_path):
     of = lambda rows, kind, n: [r for r in rows if r['set'] == kind and r['image'] < n]
     assert of(few, 'in', 2) == of(many, 'in', 2) and of(few, 'out', 2) == of(many, 'out', 2) and len(many) == 8
     assert len(said) == 3 + 2                                              # the part of one face, and the last two of six
+    alone = measure_quality(bundle, 6, 2, **kw | dict(work=tmp_path/'other'))
+    assert alone == many                                                   # to the last digit, begun with few or not
 
 def test_judges_read_in_full_precision(bundle, monkeypatch):
     "Also where bfloat16 would be faster: what a referee sees must not depend on the processor."

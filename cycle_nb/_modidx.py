@@ -108,6 +108,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cycle_nb.core.has_bf16': ('core.html#has_bf16', 'cycle_nb/core.py'),
                                'cycle_nb.core.load_tensors': ('core.html#load_tensors', 'cycle_nb/core.py'),
                                'cycle_nb.core.make_card': ('core.html#make_card', 'cycle_nb/core.py'),
+                               'cycle_nb.core.one_thread': ('core.html#one_thread', 'cycle_nb/core.py'),
                                'cycle_nb.core.package_dir': ('core.html#package_dir', 'cycle_nb/core.py'),
                                'cycle_nb.core.pick_device': ('core.html#pick_device', 'cycle_nb/core.py'),
                                'cycle_nb.core.pretrained': ('core.html#pretrained', 'cycle_nb/core.py'),

@@ -15,7 +15,7 @@ __all__ = ['JUDGED_BY', 'OPTIMISED', 'PIVOTS', 'QUICK', 'CHANGES', 'REFINES', 'F
            'measure_generator', 'options', 'how_many', 'road_record', 'generator_record', 'printed', 'illustrate',
            'quality_record', 'add_truth', 'number_or_folder', 'speed_record', 'run', 'tradeoff']
 
-# %% ../nbs/22_benchmark.ipynb #99716d00
+# %% ../nbs/22_benchmark.ipynb #8684fa83
 import csv, gzip, hashlib, io, json, multiprocessing, os, subprocess, sys, tempfile, time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +23,7 @@ from statistics import median_high, median_low
 import torch
 from torch import Tensor
 from safetensors.torch import save
-from .core import (InputError, atomic, cores, generator, load_tensors, make_card,
+from .core import (InputError, atomic, cores, generator, load_tensors, make_card, one_thread,
     pick_device, read_image, read_json, save_image, to_tensor, write_json)
 from .sdfaces import render, sample_extras, sample_factors
 from .cycle import held_out
@@ -223,7 +223,7 @@ def inverted(
     own = tune_generator(img, wp, G, bundle.perceptual, steps=tune, seed=seed)
     return wp, lambda codes, rows=slice(None): own[rows].synthesis(G, codes)
 
-# %% ../nbs/22_benchmark.ipynb #95c38658
+# %% ../nbs/22_benchmark.ipynb #164d2e47
 @torch.no_grad()
 def judge(
     img:Tensor, # targets (B,3,H,W)
@@ -311,6 +311,7 @@ def way_back(
     name, refines, _ = parse_method(method, bundle.encoders)
     return None if refines or name in OPTIMISED else lambda img: pivot(img, bundle, name)
 
+@one_thread()
 def measure_quality(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
     images=64, # held-out faces in the domain, or a folder of your own pictures
@@ -527,7 +528,7 @@ def true_edits(
     each = ((truth[i:i + 1], k) for i, k in enumerate(words))
     return [render(counterfactual(t.u, k, CHANGES[k]), res, t.extras)[0] for t, k in each]
 
-# %% ../nbs/22_benchmark.ipynb #53431def
+# %% ../nbs/22_benchmark.ipynb #e141fca1
 def measure_together(
     workers:int, # processes
     b, # `Bundle`, from a folder
@@ -540,8 +541,7 @@ def measure_together(
     n = min(workers, len(missing))
     if n < 2 or not b.folder.is_dir(): return
     start = multiprocessing.get_context('spawn').Process
-    threads = max(1, torch.get_num_threads()//n)
-    facts = b.folder, str(b.device), threads, os.getpid(), asked, settings
+    facts = b.folder, str(b.device), os.getpid(), asked, settings
     turns = [start(target=take_turn, args=((k, n), *facts), daemon=True) for k in range(n)]
     for t in turns: t.start()
     for t in turns: t.join()
@@ -550,7 +550,6 @@ def take_turn(
     turn:tuple, # see `measure_quality`
     folder, # of the bundle
     device:str, # its name
-    threads:int, # for arithmetic
     parent:int, # process that waits
     asked:tuple, # see `measure_together`
     settings:dict, # tune, seed
@@ -559,7 +558,6 @@ def take_turn(
     def say(line):
         print(line, flush=True)
         if os.getppid() != parent: raise SystemExit
-    torch.set_num_threads(threads)
     with suppress(Exception):
         measure_quality(Bundle(folder, device), *asked, turn=turn, say=say, **settings)
 

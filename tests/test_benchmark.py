@@ -43,21 +43,17 @@ def state(pid):
 
 def children(pid): return [p.name for p in Path('/proc').glob('[0-9]*') if state(p.name)[1] == str(pid)]
 
-@pytest.fixture
-def one_thread():
-    "Figures to the last digit need the same number of threads."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
-def test_workers_make_the_same_figures(tmp_path, one_thread):
+def test_workers_make_the_same_figures(tmp_path):
     "Shared by two processes and done by one: the same rows. A helper whose parent is killed ends too, and its parts are used."
     bundle = write_bundle(tmp_path/'small', ('age',))
     one = dict(images=5, outside=3, methods=['w', 'cycle'], batch=1, tune=2, seed=0, say=lambda line: None)
     alone = measure_quality(bundle, work=tmp_path/'a', **one)
     assert measure_quality(bundle, work=tmp_path/'b', workers=2, **one) == alone and len(alone) == 16
+    n = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try: assert measure_quality(bundle, work=tmp_path/'d', **one) == alone and torch.get_num_threads() == 3     # nor do cores count
+    finally: torch.set_num_threads(n)
     script = f'from cycle_nb.benchmark import measure_quality\nif __name__ == "__main__": measure_quality({str(bundle)!r}, 40, methods=["cycle", "w"], batch=1, work={str(tmp_path/"c")!r}, workers=2)'
     (tmp_path/'run.py').write_text(script)
     p = subprocess.Popen([sys.executable, tmp_path/'run.py'], env=ENV, stdout=subprocess.PIPE, text=True)

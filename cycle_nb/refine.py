@@ -29,7 +29,7 @@ def refine_loss(
     loss = weighted(parts)
     return loss[0] + (lambda_reg*loss[1:].mean() if len(loss) > 1 else 0)
 
-# %% ../nbs/16_refine.ipynb #453fd7d0
+# %% ../nbs/16_refine.ipynb #2cfefa7a
 def refined(
     x:Tensor, # the target (1,3,H,W)
     batch:Tensor, # companions (M,3,H,W)
@@ -48,7 +48,7 @@ def refined(
     "An encoder fine-tuned on one image."
     E, every = copy.deepcopy(E).train(train_mode).requires_grad_(True), 1 if train_mode else every
     both = torch.cat([x, batch]) if lambda_reg or train_mode else x
-    ps, opt = list(E.parameters()), torch.optim.Adam(E.parameters(), lr)
+    ps, opt = list(E.parameters()), torch.optim.Adam(E.parameters(), lr, fused=True)
     with torch.no_grad(): feats = perceptual.features(both)
     for step in range(steps):
         n = 1 if step % every else len(both)

@@ -13,7 +13,7 @@ __all__ = ['ENCODERS', 'SIGMA', 'MEASURES', 'PARTIAL', 'DEMO_EDITS', 'HEAD', 'NE
            'at_least_one', 'add_common', 'add_road', 'add_demo', 'add_invert', 'add_train', 'run_convert',
            'add_convert', 'add_later', 'parser', 'main']
 
-# %% ../nbs/20_invert.ipynb #2979f777
+# %% ../nbs/20_invert.ipynb #7035fe98
 import argparse, difflib, math, os, shutil, signal, sys, tempfile, time, unicodedata
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors.torch import load_file, save
-from .core import (InputError, from_bytes, generator, make_card, package_dir, pick_device,
-    pretrained, read_json, save_image, seed_all, to_bytes, to_pil, to_tensor, write_json)
+from .core import (InputError, device_memory, device_name, from_bytes, generator, make_card,
+    package_dir, pick_device, pretrained, read_json, save_image, seed_all, to_bytes, to_pil,
+    to_tensor, wait_for, write_json)
 from .vis import labelled
 from .sdfaces import ATTRIBUTES, EXTRAS, FACTORS, out_of_domain, render, sample_factors, with_factor
 from .images import image_paths, load_images
@@ -467,7 +468,7 @@ def join_tuned(
     diff = {k: cat(lambda t: t.diff[k]) for k in parts[0].diff}
     return Tuned(diff, cat(lambda t: t.steps), cat(lambda t: t.lpips))
 
-# %% ../nbs/20_invert.ipynb #128e9b94
+# %% ../nbs/20_invert.ipynb #6cda63e1
 def invert(
     imgs, # (B,3,H,W) tensor, PIL image(s), path(s) or a folder
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -504,6 +505,7 @@ def walk(
     target, metrics, steps, codes, n = imgs.to(bundle.device), [], {}, {}, len(names)
     start = time.perf_counter()
     for step, wp, img, tuned in road(target, bundle, **settings):
+        wait_for(bundle.device)
         took, rows = time.perf_counter() - start, measure(img, target, bundle)
         metrics += [dict(image=k, step=step, **r, seconds=took/n) for k, r in zip(names, rows)]
         steps[step], codes[step] = img, wp
@@ -679,7 +681,7 @@ def clock(
     m, s = divmod(round(seconds), 60)
     return f'{s} s' if not m else f'{m} min {s:02d} s' if m < 60 else f'{m//60} h {m%60:02d} min'
 
-# %% ../nbs/20_invert.ipynb #95410c1a
+# %% ../nbs/20_invert.ipynb #46931718
 def _readable(group, size, failures):
     "Names, paths and images of those files of a batch that can be read."
     good = []
@@ -737,7 +739,9 @@ def invert_files(
         if new and not any(out.iterdir()): out.rmdir()
     record = make_card('inversions', bundle=bundle.folder.name, **settings, stopped=stopped,
                        all_seconds=round(time.time() - start, 1), peak_memory_mb=peak_memory(),
-                       means=means(metrics), failures=failures, metrics=metrics)
+                       device=device_name(bundle.device), means=means(metrics),
+                       device_memory_mb=device_memory(bundle.device), failures=failures,
+                       metrics=metrics)
     if metrics: write_json(record, out/'record.json')
     return record
 

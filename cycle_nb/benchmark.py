@@ -820,7 +820,7 @@ def measure_speed(
     return dict(images=images, steps=steps, race=found, squeezed=squeezed(longer, img, wp, b),
                 together=together(img[:12], wp[:12], b, repeats=repeats))
 
-# %% ../nbs/22_benchmark.ipynb #cfaa5e0a
+# %% ../nbs/22_benchmark.ipynb #0b430616
 def of_full_size(
     res:int=1024, # pixels of the generator
     device:str=None, # a device's name; None: the best one here
@@ -904,13 +904,14 @@ def measure_alone(
     cases:dict=LARGE, # name -> call without its end
     device:str=None, # a device's name; None: the best one here
 )->dict: # name -> figures
-    "Each case in a process of its own, so that its memory is its own."
+    "Each case in a process of its own, so that its memory is its own; printed."
     out = {}
     for name, call in cases.items():
         code = ('import json; from cycle_nb.benchmark import *; '
                 f'print(json.dumps({call}, device={device!r})))')
         r = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True)
         out[name] = json.loads(r.stdout.splitlines()[-1])
+        print(name, out[name], flush=True)
     return out
 
 # %% ../nbs/22_benchmark.ipynb #e8ff488a
@@ -965,7 +966,7 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #22a3f9d1
+# %% ../nbs/22_benchmark.ipynb #d8893c84
 def options(
     p, # argparse parser
 ):
@@ -1106,8 +1107,8 @@ def speed_record(a)->dict:
     return dict(bundle=a.bundle, cores=os.cpu_count()) | found
 
 MEASURED = dict(road=road_record, quality=quality_record, generator=generator_record,
-                speed=speed_record, large=lambda a: printed(measure_alone(LARGE, a.device)),
-                full=lambda a: printed(measure_alone(FULL, a.device)),
+                speed=speed_record, large=lambda a: measure_alone(LARGE, a.device),
+                full=lambda a: measure_alone(FULL, a.device),
                 demo=lambda a: printed(measure_demo()),
                 render=lambda a: printed(measure_render()))
 

@@ -820,7 +820,7 @@ def measure_speed(
     return dict(images=images, steps=steps, race=found, squeezed=squeezed(longer, img, wp, b),
                 together=together(img[:12], wp[:12], b, repeats=repeats))
 
-# %% ../nbs/22_benchmark.ipynb #0b430616
+# %% ../nbs/22_benchmark.ipynb #3356805f
 def of_full_size(
     res:int=1024, # pixels of the generator
     device:str=None, # a device's name; None: the best one here
@@ -909,8 +909,9 @@ def measure_alone(
     for name, call in cases.items():
         code = ('import json; from cycle_nb.benchmark import *; '
                 f'print(json.dumps({call}, device={device!r})))')
-        r = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True)
-        out[name] = json.loads(r.stdout.splitlines()[-1])
+        command = [sys.executable, '-c', code]
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        out[name] = json.loads(said.splitlines()[-1])
         print(name, out[name], flush=True)
     return out
 
@@ -966,16 +967,16 @@ def measure_generator(
                               glasses_auc=auc(pred[:, glasses], true[:, glasses] > 0))
     return dict(images=images) | rounded(found)
 
-# %% ../nbs/22_benchmark.ipynb #d8893c84
+# %% ../nbs/22_benchmark.ipynb #b0d0e53b
 def options(
     p, # argparse parser
 ):
     "What `cycle-nb benchmark` understands."
     p.add_argument('what', choices=list(MEASURED), help='road: every step on held-out faces; '
                    'quality: methods, both axes; generator: its quality; speed: of tuning; '
-                   'large: a step of tuning at 256 and 1024 px; full: every step of the road and of '
-                   'training at 1024 px; '
-                   'demo: its time and memory; render: portraits per second')
+                   'large: a step of tuning at 256 and 1024 px; full: the whole road and a step '
+                   'of training at 1024 px, for a GPU; demo: its time and memory; render: '
+                   'portraits per second')
     add_common(p)
     p.add_argument('--images', type=number_or_folder, metavar='N|FOLDER',
                    help='faces (default: road 256, quality 64, generator 5000, speed 12); quality: '

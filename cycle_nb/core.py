@@ -38,7 +38,7 @@ def pick_device(
         raise InputError(f'device {name!r} is not on this machine; use {" or ".join(here)}')
     return device
 
-# %% ../nbs/00_core.ipynb #1ad4db65
+# %% ../nbs/00_core.ipynb #894b02ee
 def has_bf16(device:torch.device)->bool:
     "Whether the device multiplies bfloat16 natively."
     x86 = platform.machine().lower() in ('x86_64', 'amd64')
@@ -55,7 +55,7 @@ def wait_for(device:torch.device):
     "Return when the device has done all it was given; a clock read earlier flatters it."
     if device.type != 'cpu': torch.accelerator.synchronize(device)
 
-def device_memory(device:torch.device)->int: # megabytes; None where it is the computer's, or not told
+def device_memory(device:torch.device)->int: # megabytes; None: the computer's own, or not told
     "The most memory that tensors of this process ever held on an accelerator."
     most = getattr(torch.get_device_module(device), 'max_memory_allocated', None)
     return most and round(most(device)/2**20)

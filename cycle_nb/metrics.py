@@ -146,7 +146,7 @@ def counterfactual(
     v = u[:, FACTORS.index(name)]
     return with_factor(u, name, v + torch.where(v <= 0, change, -change))
 
-# %% ../nbs/19_metrics.ipynb #ba5cfe03
+# %% ../nbs/19_metrics.ipynb #a312e51b
 @torch.no_grad()
 def edit_error(
     wp:Tensor, # pivots (B,L,D)
@@ -163,7 +163,8 @@ def edit_error(
 )->dict: # "error", "still", "leak", "strength", "hit", each (B,); "moved", the edited images
     "Edit until the regressor sees what it sees in the truth, then compare with the truth."
     still, k = draw(wp) if still is None else still, attributes.names.index(name)
-    now, then = (render(v, still.shape[-1], extras) for v in (u, counterfactual(u, name, change)))
+    both = u, counterfactual(u, name, change)
+    now, then = (render(v, still.shape[-1], extras).to(still) for v in both)
     asked, seen = attributes(then) - attributes(now), attributes(still)
     read = lambda img: attributes(img)[:, k]
     s, hit = strength_for(wp, direction, draw, read, asked[:, k], base=seen[:, k], some=some)

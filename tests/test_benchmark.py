@@ -111,7 +111,7 @@ def test_few_faces_are_the_first_of_many(tmp_path):
 def test_judges_read_in_full_precision(bundle, monkeypatch):
     "Also where bfloat16 would be faster: what a referee sees must not depend on the processor."
     img, truth = faces_of('in', 3, 64)
-    b = load_bundle(bundle)
+    b = load_bundle(bundle, 'cpu')
     G, wp = b.generator, b.encoder('w')(img).detach()
     go = lambda: judge(img, truth, wp, lambda c: G.synthesis(c), b.nets, {k: b.directions[k] for k in list(b.directions)[:1]})
     plain = go()

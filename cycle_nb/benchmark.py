@@ -724,7 +724,7 @@ def measure_render(
     facts = dict(resolution=res, cores=os.cpu_count())
     return dict(images_per_s=median_high(speeds), repeats=speeds) | facts
 
-# %% ../nbs/22_benchmark.ipynb #ead249c8
+# %% ../nbs/22_benchmark.ipynb #8969609c
 def rounded(
     x, # numbers in dicts
 ):
@@ -811,7 +811,8 @@ def measure_speed(
     "Tuning: the two presets, batches, size."
     b = load_bundle(bundle)
     img, truth = faces_of('in', images, b.generator.resolution)
-    wp = pivot(img.to(b.device), b, 'cycle')
+    img = img.to(b.device)
+    wp = pivot(img, b, 'cycle')
     rows, paper, fast = race(img, wp, b, steps)
     worse = edits_after(fast, img, truth, wp, b) - edits_after(paper, img, truth, wp, b)
     found = dict(rows=rows, times=median_low(r['paper_s']/r['fast_s'] for r in rows),

@@ -133,7 +133,7 @@ class Bundle:
         if self.others is not None or 'sdfaces' not in self.folder.name: return self.others
         return render(sample_factors(n, generator(seed)), self.generator.resolution).to(self.device)
 
-# %% ../nbs/20_invert.ipynb #4fabe177
+# %% ../nbs/20_invert.ipynb #7e4e5aac
 def load_bundle(
     bundle='sdfaces64', # a shipped bundle's name, a folder, or a `Bundle` (returned as it is)
     device=None, # a device's name; None: the best one here
@@ -181,7 +181,7 @@ def encode(
     encoder:str='cycle', # w, wplus, cycle or w_long
 )->Tensor: # (B,L,D)
     "Codes of images, in one pass (ReStyle's encoders: in five)."
-    E = bundle.encoder(encoder)
+    img, E = img.to(bundle.device), bundle.encoder(encoder)
     return E(img) if getattr(E, 'channels', 3) == 3 else restyle(img, E, bundle.generator)[-1]
 
 @torch.no_grad()

@@ -821,7 +821,7 @@ def measure_speed(
     return dict(images=images, steps=steps, race=found, squeezed=squeezed(longer, img, wp, b),
                 together=together(img[:12], wp[:12], b, repeats=repeats))
 
-# %% ../nbs/22_benchmark.ipynb #3356805f
+# %% ../nbs/22_benchmark.ipynb #2f01ad30
 def of_full_size(
     res:int=1024, # pixels of the generator
     device:str=None, # a device's name; None: the best one here
@@ -870,7 +870,7 @@ def road_cost(
     "The whole road for one image, networks `of_full_size`; a first, short run is not timed."
     b, img = of_full_size(res, device), noise_images(1, res)
     go = lambda r, t: walk(img, ['it'], b, refine=r, tune=t, threshold=0., preset='paper').metrics
-    go(1, 1)
+    go(min(1, refine), min(1, tune))
     took = {m['step'].strip('+'): round(m['seconds'], 4) for m in go(refine, tune)}
     return took | dict(steps=dict(refine=refine, tune=tune), peak_memory_mb=memory(b.device))
 
@@ -886,14 +886,14 @@ def training_cost(
     sched = replace(PAPER, offsets=b.generator.num_ws - 1)
     task = CycleTask(b.generator, E, b.nets, lambda n, g: noise_images(n, res), sched, batch,
                      1e-4, optimizer='ranger')
+    def go(n):
+        for _ in range(n): task.train_step()
+        wait_for(b.device)
     found = {}
-    for name, step in (('w', 0), ('wplus', sched.squeeze_from - 1)):
+    for name, step in (('w', 1), ('wplus', sched.squeeze_from - 1)):
         task.step = step
-        def some(n):
-            for _ in range(n): task.train_step()
-            wait_for(b.device)
-        some(2)
-        found[name] = round(timed(lambda: some(steps))[0]/steps, 4)
+        go(2)
+        found[name] = round(timed(lambda: go(steps))[0]/steps, 4)
     return found | dict(peak_memory_mb=memory(b.device))
 
 LARGE = {'256': 'step_cost(256', '256 frugal': 'step_cost(256, True',

@@ -2,7 +2,7 @@
 import shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, faces_of, frechet_distances, inverted, judge,
+from cycle_nb.benchmark import (CHANGES, CLAIMS, PIVOTS, REFINES, axis, contact_sheets, differences, faces_of, frechet_distances, inverted, judge, measure_alone,
                                 measure_quality, not_editing, parse_method, quality_summary, quality_table, read_faces, seen_in_truth, verdicts,
                                 version_of)
 from cycle_nb.core import InputError, generator, make_card, read_json, to_pil, to_tensor
@@ -123,6 +123,12 @@ def test_nonsense_is_one_line(bundle, tmp_path):
         r = cli('benchmark', 'quality', *words, '--bundle', bundle, '--out', tmp_path/'r.json')
         assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr, r.stderr
     assert not (tmp_path/'r.json').exists()
+
+def test_every_part_of_full_size_is_timed():
+    "Each case in its own process; a part that is not walked is not in the figures."
+    found = measure_alone(dict(road='road_cost(32, 1, 0', training='training_cost(32, 1, 1'), 'cpu')
+    assert set(found['road']) == {'cycle', 'refine', 'steps', 'peak_memory_mb'} and set(found['training']) == {'w', 'wplus', 'peak_memory_mb'}
+    assert all(found['road'][k] > 0 for k in ('cycle', 'refine', 'peak_memory_mb')) and min(found['training'].values()) > 0
 
 def test_methods_are_read_back():
     for name in PIVOTS:

@@ -1125,21 +1125,22 @@ def run(
     print(f'record: {a.out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #2326a97b
+# %% ../nbs/22_benchmark.ipynb #8e8610b1
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
     y:str='edit', # axis upwards
     ax=None, # matplotlib axes
 ):
-    "Every method as a point with its intervals, not editing as a line: low and left is good."
+    "Methods as points with intervals: colour is the code, shape what was done to it; low is good."
     ax = tradeoff_axes(ax, x=f'distortion: {x}', y=f'{y} error' if y == 'edit' else y)
     placed = {k: m for k, m in methods.items() if x in m and y in m}
-    for k, (name, m) in enumerate(placed.items()):
+    starts = list(dict.fromkeys(name.split('+')[0] for name in placed))
+    for name, m in placed.items():
         a, b = m[x], m[y]
         arms = [[[v['mean'] - v['low']], [v['high'] - v['mean']]] for v in (a, b)]
-        mark = 'o' if 'tune' not in name else 's'
-        look = dict(ms=5, lw=.8, c=f'C{k % 10}', label=name)
+        mark = {(0, 0): 'o', (1, 0): '^', (0, 1): 's', (1, 1): 'D'}['+refine' in name, '+tune' in name]
+        look = dict(ms=5, lw=.8, c=f"C{starts.index(name.split('+')[0]) % 10}", label=name)
         ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, **look)
     still = methods.get('not editing', {}).get(y)
     if still: ax.axhline(still['mean'], ls='--', lw=.8, c='grey', label='not editing')

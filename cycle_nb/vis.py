@@ -98,7 +98,7 @@ def show(
     if title: print(title)
     display(im)
 
-# %% ../nbs/01_vis.ipynb #844d0b81
+# %% ../nbs/01_vis.ipynb #56a1d6f1
 def curves(
     series:dict, # name -> list of y, or (x, y)
     ax=None, # matplotlib axes; None makes them
@@ -128,6 +128,6 @@ def tradeoff_axes(
     ax = ax or plt.subplots(figsize=(4, 3.4))[1]
     ax.set(xlabel=x, ylabel=y)
     ax.spines[['top', 'right']].set_visible(False)
-    ax.annotate('better', (.02, .02), (.16, .12), 'axes fraction', fontsize=8, color='grey',
+    ax.annotate('better', (.72, .02), (.85, .12), 'axes fraction', fontsize=8, color='grey',
                 arrowprops=dict(arrowstyle='->', color='grey'))
     return ax

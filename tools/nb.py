@@ -38,7 +38,7 @@ def small_figure(data, quality=76):
     "Figure bytes as palette PNG where that changes little (plots), else PNG or JPEG, the smaller."
     from PIL import Image, ImageChops, ImageStat
     im = Image.open(io.BytesIO(data)).convert('RGB')
-    pal = im.quantize(255, method=Image.Quantize.FASTOCTREE)
+    pal = im.quantize(255, method=Image.Quantize.MAXCOVERAGE)
     off = max(ImageStat.Stat(ImageChops.difference(im, pal.convert('RGB'))).rms)
     tries = [('image/png', dict(format='PNG', optimize=True), pal if off < 2 else im),
              ('image/jpeg', dict(format='JPEG', quality=quality), im)]

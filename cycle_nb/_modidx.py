@@ -584,6 +584,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.project.ramp': ('project.html#ramp', 'cycle_nb/project.py'),
                                   'cycle_nb.project.w_radius': ('project.html#w_radius', 'cycle_nb/project.py')},
             'cycle_nb.refine': { 'cycle_nb.refine.companions': ('refine.html#companions', 'cycle_nb/refine.py'),
+                                 'cycle_nb.refine.one_by_one': ('refine.html#one_by_one', 'cycle_nb/refine.py'),
                                  'cycle_nb.refine.refine': ('refine.html#refine', 'cycle_nb/refine.py'),
                                  'cycle_nb.refine.refine_code': ('refine.html#refine_code', 'cycle_nb/refine.py'),
                                  'cycle_nb.refine.refine_loss': ('refine.html#refine_loss', 'cycle_nb/refine.py'),

@@ -821,7 +821,7 @@ def measure_speed(
     return dict(images=images, steps=steps, race=found, squeezed=squeezed(longer, img, wp, b),
                 together=together(img[:12], wp[:12], b, repeats=repeats))
 
-# %% ../nbs/22_benchmark.ipynb #2f01ad30
+# %% ../nbs/22_benchmark.ipynb #02bbd627
 def of_full_size(
     res:int=1024, # pixels of the generator
     device:str=None, # a device's name; None: the best one here
@@ -863,13 +863,15 @@ def step_cost(
 
 def road_cost(
     res:int=1024, # pixels
+    frugal:bool=False, # see `invert.road`
     refine:int=15, # steps
     tune:int=350, # steps
     device:str=None, # a device's name; None: the best one here
 )->dict: # seconds of every part of the road; peak_memory_mb
     "The whole road for one image, networks `of_full_size`; a first, short run is not timed."
     b, img = of_full_size(res, device), noise_images(1, res)
-    go = lambda r, t: walk(img, ['it'], b, refine=r, tune=t, threshold=0., preset='paper').metrics
+    way = dict(threshold=0., preset='paper', frugal=frugal)
+    go = lambda r, t: walk(img, ['it'], b, refine=r, tune=t, **way).metrics
     go(min(1, refine), min(1, tune))
     took = {m['step'].strip('+'): round(m['seconds'], 4) for m in go(refine, tune)}
     return took | dict(steps=dict(refine=refine, tune=tune), peak_memory_mb=memory(b.device))
@@ -899,7 +901,8 @@ def training_cost(
 LARGE = {'256': 'step_cost(256', '256 frugal': 'step_cost(256, True',
          '1024 frugal': 'step_cost(1024, True'}
 FULL = {'tune 1024': 'step_cost(1024', 'tune 1024 frugal': 'step_cost(1024, True',
-        'road 1024': 'road_cost(1024', 'training 1024': 'training_cost(1024'}
+        'road 1024': 'road_cost(1024', 'road 1024 frugal': 'road_cost(1024, True',
+        'training 1024': 'training_cost(1024'}
 
 def measure_alone(
     cases:dict=LARGE, # name -> call without its end
@@ -1125,7 +1128,7 @@ def run(
     print(f'record: {a.out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #8e8610b1
+# %% ../nbs/22_benchmark.ipynb #518309ad
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
@@ -1139,7 +1142,7 @@ def tradeoff(
     for name, m in placed.items():
         a, b = m[x], m[y]
         arms = [[[v['mean'] - v['low']], [v['high'] - v['mean']]] for v in (a, b)]
-        mark = {(0, 0): 'o', (1, 0): '^', (0, 1): 's', (1, 1): 'D'}['+refine' in name, '+tune' in name]
+        mark = 'o^sD'[('+refine' in name) + 2*('+tune' in name)]
         look = dict(ms=5, lw=.8, c=f"C{starts.index(name.split('+')[0]) % 10}", label=name)
         ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, **look)
     still = methods.get('not editing', {}).get(y)

@@ -277,7 +277,7 @@ def write_samples(
     facts = dict(factors=FACTORS, extras=EXTRAS, resolution=res, faces=faces)
     write_json(facts, Path(folder)/'factors.json')
 
-# %% ../nbs/20_invert.ipynb #d9014016
+# %% ../nbs/20_invert.ipynb #77bbbfc1
 def road(
     target:Tensor, # (B,3,H,W)
     bundle:Bundle,
@@ -287,6 +287,7 @@ def road(
     seed:int=0,
     threshold:float=THRESHOLD, # tuning of an image ends at this perceptual distance
     preset:str='fast', # of tuning; "paper" for large generators of photographs
+    frugal:bool=False, # slower, in half the memory or less: see `refine.refined`, `tune.tune_once`
 ):
     "Walk the road; after each step yield its name, the codes, the images and what was tuned."
     G, (lpips, identity, _) = bundle.generator, bundle.nets
@@ -295,11 +296,12 @@ def road(
         yield ENCODERS.get(name, name), wp, draw(G, wp), None
     if refine:
         E, others = bundle.encoder(encoder), bundle.companions()
-        wp = refine_pivot(target, E, G, lpips, identity, others, seed, steps=refine)
+        wp = refine_pivot(target, E, G, lpips, identity, others, seed, steps=refine,
+                          frugal=frugal)
         yield '+refine', wp, draw(G, wp), None
     if tune:
         tuned = tune_generator(target, wp, G, lpips, steps=tune, seed=seed,
-                               threshold=threshold, preset=preset)
+                               threshold=threshold, preset=preset, frugal=frugal)
         tuned = mend(tuned, target, wp, G, lpips, preset=preset) # as it will be stored
         yield '+tune', wp, tuned.synthesis(G, wp), tuned
 
@@ -468,7 +470,7 @@ def join_tuned(
     diff = {k: cat(lambda t: t.diff[k]) for k in parts[0].diff}
     return Tuned(diff, cat(lambda t: t.steps), cat(lambda t: t.lpips))
 
-# %% ../nbs/20_invert.ipynb #6cda63e1
+# %% ../nbs/20_invert.ipynb #dba8bb2b
 def invert(
     imgs, # (B,3,H,W) tensor, PIL image(s), path(s) or a folder
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
@@ -479,6 +481,7 @@ def invert(
     seed:int=0,
     threshold:float=THRESHOLD, # tuning of an image ends at this perceptual distance
     preset:str='fast', # of tuning; "paper" for large generators of photographs
+    frugal:bool=False, # slower, in half the memory or less: see `refine.refined`, `tune.tune_once`
     device=None, # a device's name; None: the best one here
     say=None, # called with a line of text after every step
 )->Inversion:
@@ -488,7 +491,7 @@ def invert(
     imgs, names = load_images(imgs, bundle.generator.resolution)
     names = unique_names(names)
     settings = dict(encoder=encoder, refine=refine, tune=tune, seed=seed, threshold=threshold,
-                    preset=preset)
+                    preset=preset, frugal=frugal)
     inv = join([walk(imgs[i:i + batch], names[i:i + batch], bundle, say=say, **settings)
                 for i in range(0, len(imgs), batch)])
     inv.card = make_card('inversion', **settings)
@@ -755,7 +758,7 @@ def peak_memory(
     unit = 2**20 if sys.platform == 'darwin' else 2**10
     return round(resource.getrusage(who).ru_maxrss/unit)
 
-# %% ../nbs/20_invert.ipynb #b3974382
+# %% ../nbs/20_invert.ipynb #8f708baf
 def parse_edit(
     text:str, # smile=2
 )->tuple: # ('smile', 2.0)
@@ -777,7 +780,7 @@ def settings_of(a)->dict:
     "What `invert_files` wants to know, from the command line."
     seed_all(a.seed)
     return dict(encoder=a.encoder, refine=a.refine, tune=a.tune, seed=a.seed, batch=a.batch,
-                say=lambda line: print(line, flush=True))
+                frugal=a.frugal, say=lambda line: print(line, flush=True))
 
 def finish(
     record:dict, # of `invert_files`
@@ -882,7 +885,7 @@ def run_train(a)->int: # exit code
     print(f'{a.what}: {a.out}')
     return 0
 
-# %% ../nbs/20_invert.ipynb #411e8c94
+# %% ../nbs/20_invert.ipynb #236ace08
 class Parser(argparse.ArgumentParser):
     "argparse, but a mistake is one line."
     def error(self, message): raise InputError(f'{message}; see {self.prog} --help')
@@ -918,6 +921,8 @@ def add_road(p, tune:int=350):
                    help=f'steps of tuning at most, 0 for none (default {tune})')
     p.add_argument('--batch', type=at_least_one, default=12, metavar='N',
                    help='images at a time (default 12)')
+    p.add_argument('--frugal', action='store_true',
+                   help='slower, in half the memory or less: for large generators')
 
 def add_demo(sub):
     "`demo` and its options."
@@ -991,7 +996,7 @@ def parser()->Parser:
     for add in (add_demo, add_invert, add_train, add_convert, add_later): add(sub)
     return top
 
-# %% ../nbs/20_invert.ipynb #3aa4eb0f
+# %% ../nbs/20_invert.ipynb #ac38e90c
 def main(
     argv=None, # arguments; None: the command line's
 )->int: # exit code: 0 done, 2 bad input, 130 stopped
@@ -1004,6 +1009,10 @@ def main(
         return a.run(a)
     except InputError as e:
         complain(e)
+        return 2
+    except torch.cuda.OutOfMemoryError:
+        complain('the GPU has not enough memory for this; take a smaller --batch, --frugal (of '
+                 'demo and invert) or --device cpu')
         return 2
     except KeyboardInterrupt:
         complain('stopped')

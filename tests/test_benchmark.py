@@ -126,7 +126,7 @@ def test_nonsense_is_one_line(bundle, tmp_path):
 
 def test_every_part_of_full_size_is_timed():
     "Each case in its own process; a part that is not walked is not in the figures."
-    found = measure_alone(dict(road='road_cost(32, 1, 0', training='training_cost(32, 1, 1'), 'cpu')
+    found = measure_alone(dict(road='road_cost(32, True, 1, 0', training='training_cost(32, 1, 1'), 'cpu')
     assert set(found['road']) == {'cycle', 'refine', 'steps', 'peak_memory_mb'} and set(found['training']) == {'w', 'wplus', 'peak_memory_mb'}
     assert all(found['road'][k] > 0 for k in ('cycle', 'refine', 'peak_memory_mb')) and min(found['training'].values()) > 0
 

@@ -94,6 +94,22 @@ def test_existing_results(bundle, faces, tmp_path):
     assert main(['invert', str(faces[0]), '--out', str(out), '--overwrite', *map(str, args)]) == 0
     assert (out/'f0'/'inversion.json').stat().st_mtime_ns > before and not list(out.glob('.*'))
 
+def test_frugal_is_the_same_inversion(bundle, faces, tmp_path):
+    args = ['--bundle', bundle, '--refine', '2', '--tune', '3']
+    for name, more in dict(a=[], b=['--frugal']).items():
+        assert main(['invert', str(faces[0]), '--out', str(tmp_path/name), *map(str, args), *more]) == 0
+    a, b = (Inversion.load(tmp_path/k) for k in 'ab')
+    assert torch.allclose(a.wp, b.wp, atol=.02) and (a.img - b.img).abs().mean() < .01
+    assert read_json(tmp_path/'b'/'record.json')['frugal'] and not read_json(tmp_path/'a'/'record.json')['frugal']
+
+def test_full_memory_is_one_line(bundle, faces, tmp_path, monkeypatch, capsys):
+    "No graphics card here to fill: the error itself is thrown."
+    def full(*_, **__): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 18.00 GiB.')
+    monkeypatch.setattr('cycle_nb.invert.walk', full)
+    assert main(['invert', str(faces[0]), '--out', str(tmp_path/'out'), '--bundle', str(bundle)]) == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and '--frugal' in err and '--batch' in err and not (tmp_path/'out').exists()
+
 def test_demo(bundle, faces, tmp_path):
     r = cli('demo', '--out', tmp_path/'demo', '--bundle', bundle, *FAST)
     assert r.returncode == 0, r.stderr

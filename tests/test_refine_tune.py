@@ -7,7 +7,7 @@ from cycle_nb.core import InputError, generator
 from cycle_nb.encoder import Encoder
 from cycle_nb.losses import Identity, Perceptual
 from cycle_nb.project import project, ramp
-from cycle_nb.refine import companions, refine, refine_code
+from cycle_nb.refine import companions, one_by_one, refine, refine_code
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.tune import (PRESETS, Descent, Tuned, anchor, coarse, draw, draw_frugally, expand, mend, orthogonal,
                            pack_bits, spared, squeeze, stacked, tune, unpack_bits)
@@ -348,6 +348,35 @@ def test_refine_is_the_equation(world, coder, monkeypatch, every):
     for i in range(2):
         want = plain_refinement(E, G, P, I, img[i:i+1], batch, 4, 1e-3, 2., every)
         assert torch.allclose(got[i:i+1], want, atol=2e-3)
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_frugal_refinement_is_the_same_refinement(world, coder, train_mode):
+    """In training mode a bias before a normalisation has no gradient but its rounding error, and Adam makes whole steps
+    of it: they change no loss, and the code by little."""
+    G, _, img, _ = world
+    E, P, I = coder
+    def go(frugal, log):
+        on_step = lambda step, wp, loss: log.append(loss.item())
+        return refine(img[:2], E, G, P, I, companions(G, 3), steps=4, lr=1e-3, train_mode=train_mode, frugal=frugal, on_step=on_step)
+    one, two = [], []
+    a, b = go(False, one), go(True, two)
+    assert one == pytest.approx(two, rel=1e-3) and len(one) == 8 and max(one) > 1.01*min(one)
+    assert torch.allclose(a, b, atol=.01 if train_mode else 1e-3) and (a - E(img[:2])).abs().max() > .02
+
+def test_one_by_one_keeps_nothing_of_a_row_but_the_row():
+    "The same sums and gradients, and what is kept for the gradient does not grow with the work on a row."
+    x, seen = torch.randn(6, 1000, requires_grad=True), []
+    def run(x):
+        for _ in range(20): x = torch.sin(x)
+        return dict(a=x.sum(1), b=x.square().mean(1))
+    def kept(look):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.numel()) or t, lambda t: t):
+            seen.clear()
+            out = look()
+        return out, torch.autograd.grad(out["a"].sum() + out["b"].sum(), x)[0], sum(seen)
+    (a, ga, many), (b, gb, few) = kept(lambda: run(x)), kept(lambda: one_by_one(run, x))
+    assert all(torch.allclose(a[k], b[k]) for k in ("a", "b")) and torch.allclose(ga, gb, atol=1e-6)
+    assert many > 20*x.numel() and few <= 2*x.numel()
 
 def test_train_mode_depends_on_the_companions_frozen_does_not(world, coder):
     G, _, img, _ = world

@@ -996,7 +996,7 @@ def parser()->Parser:
     for add in (add_demo, add_invert, add_train, add_convert, add_later): add(sub)
     return top
 
-# %% ../nbs/20_invert.ipynb #ac38e90c
+# %% ../nbs/20_invert.ipynb #a29b618e
 def main(
     argv=None, # arguments; None: the command line's
 )->int: # exit code: 0 done, 2 bad input, 130 stopped
@@ -1010,7 +1010,7 @@ def main(
     except InputError as e:
         complain(e)
         return 2
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         complain('the GPU has not enough memory for this; take a smaller --batch, --frugal (of '
                  'demo and invert) or --device cpu')
         return 2

@@ -104,7 +104,7 @@ def test_frugal_is_the_same_inversion(bundle, faces, tmp_path):
 
 def test_full_memory_is_one_line(bundle, faces, tmp_path, monkeypatch, capsys):
     "No graphics card here to fill: the error itself is thrown."
-    def full(*_, **__): raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 18.00 GiB.')
+    def full(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 18.00 GiB.')
     monkeypatch.setattr('cycle_nb.invert.walk', full)
     assert main(['invert', str(faces[0]), '--out', str(tmp_path/'out'), '--bundle', str(bundle)]) == 2
     err = capsys.readouterr().err

@@ -69,7 +69,7 @@ def shrink(nb):
 def is_bar(out):
     "Whether an output is what a progress bar leaves."
     html = ''.join(out.get('data', {}).get('text/html', 'x'))
-    return not html.strip() or '<progress' in html or 'table.fastprogress' in html
+    return not html.strip() or any(w in html for w in ('<progress', 'table.fastprogress', '.progress-bar-'))
 
 
 def execute(path, timeout=600):

@@ -1128,7 +1128,7 @@ def run(
     print(f'record: {a.out}')
     return 0
 
-# %% ../nbs/22_benchmark.ipynb #518309ad
+# %% ../nbs/22_benchmark.ipynb #5e275cce
 def tradeoff(
     methods:dict, # one set of `quality_summary`
     x:str='perceptual', # axis to the right
@@ -1138,12 +1138,15 @@ def tradeoff(
     "Methods as points with intervals: colour is the code, shape what was done to it; low is good."
     ax = tradeoff_axes(ax, x=f'distortion: {x}', y=f'{y} error' if y == 'edit' else y)
     placed = {k: m for k, m in methods.items() if x in m and y in m}
-    starts = list(dict.fromkeys(name.split('+')[0] for name in placed))
+    colours = {}
     for name, m in placed.items():
         a, b = m[x], m[y]
         arms = [[[v['mean'] - v['low']], [v['high'] - v['mean']]] for v in (a, b)]
-        mark = 'o^sD'[('+refine' in name) + 2*('+tune' in name)]
-        look = dict(ms=5, lw=.8, c=f"C{starts.index(name.split('+')[0]) % 10}", label=name)
+        code, *steps = name.split('+')
+        colour = colours.setdefault(code, f'C{len(colours) % 10}')
+        tuned = 'tune' in steps
+        mark = 'o^sD'[(len(steps) > tuned) + 2*tuned]
+        look = dict(ms=5, lw=.8, c=colour, label=name)
         ax.errorbar(a['mean'], b['mean'], arms[1], arms[0], mark, **look)
     still = methods.get('not editing', {}).get(y)
     if still: ax.axhline(still['mean'], ls='--', lw=.8, c='grey', label='not editing')

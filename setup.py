@@ -26,23 +26,27 @@ class BuildWithSamples(build_py):
 
 
 def shipped(f):
-    "Whether a file among the weights belongs into the package: no folders, nothing half-written."
+    "Whether a file among the data belongs into the package: no folders, nothing half-written."
     return f.is_file() and not f.name.startswith('.')
 
 
-lib = here/cfg['lib_name']
-weights = [f.relative_to(lib).as_posix() for f in (lib/'pretrained').rglob('*') if shipped(f)]
+lib, home = here/cfg['lib_name'], cfg['repository']
+extras = {k: lines(f'{k}_requirements') for k in ('lab', 'hub', 'web', 'dev')}
+data = [f.relative_to(lib).as_posix() for d in ('pretrained', 'web') for f in (lib/d).rglob('*') if shipped(f)]
+apart = {k: lines(f'{k}_requirements') for k in ('docs', 'teach')}      # not part of [dev]
 
 setup(
     cmdclass={'build_py': BuildWithSamples},
     name=cfg['dist_name'], version=cfg['version'], description=cfg['description'],
     author=cfg['author'], license=cfg['license'], keywords=cfg['keywords'].split(),
+    url=home, project_urls={'Source': home, 'Issues': f'{home}/issues'},
+    classifiers=lines('classifiers'),
     long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['cycle_nb', 'cycle_nb.*']),
-    package_data={'cycle_nb': weights},
+    package_data={'cycle_nb': data},
     python_requires=f">={cfg['min_python']}", install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require=extras | apart | {'dev': extras['lab'] + extras['hub'] + extras['web'] + extras['dev']},
     entry_points={'console_scripts': lines('console_scripts'),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False,

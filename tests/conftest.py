@@ -4,6 +4,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'      # several processes at once: a core for each
+
+
+def pytest_collection_modifyitems(items):
+    "The tests of a module share their fixtures, so they stay in one process; notebooks go wherever there is room."
+    for i in items:
+        if i.path.stem != 'test_notebooks': i.add_marker(pytest.mark.xdist_group(i.path.stem))
 
 
 @pytest.fixture

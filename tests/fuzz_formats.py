@@ -5,11 +5,14 @@
 import argparse, io, json, os, pickle, random, struct, sys, tempfile, time, zipfile
 from collections import Counter
 from pathlib import Path
+import numpy as np
 import torch
 from safetensors.torch import save_file
-from cycle_nb.core import InputError, make_card
+from cycle_nb.core import InputError
+from cycle_nb.models import make_card, save_model
 from cycle_nb.stylegan2 import Generator
-from cycle_nb.weights import load_generator, read_checkpoint, save_generator
+from cycle_nb.archives import read_checkpoint
+from cycle_nb.checkpoints import load_generator, read_directions
 import layouts
 
 HOSTILE = (b'cos\nsystem\n(X\x05\x00\x00\x00touch ran\x85tR', b'cbuiltins\neval\n', b'cposix\nsystem\n', b'\x8c\x02os\x8c\x06system\x93', b'R', b'b', b'\x81', b'o', b'(', b't', b'2\x86' * 20,
@@ -24,8 +27,13 @@ def seeds(folder):
     layouts.write_pt(folder/'r.pt', r, mean)
     layouts.write_pt(folder/'legacy.pt', r, mean, legacy=True)
     layouts.write_psp(folder/'psp.pt', r, mean, 6, namespace=True)
-    save_generator(Generator(16, 16, 16, 2, channels=[4, 3, 5]), folder/'ours.safetensors', make_card('generator'), half=False)
+    save_model(Generator(16, 16, 16, 2, channels=[4, 3, 5]), folder/'ours.safetensors', make_card('generator'), half=False)
     (folder/'ours.json').unlink()
+    d = torch.randn(3, 16)
+    np.save(folder/'directions.npy', d.numpy())
+    np.savez(folder/'directions.npz', lat_comp=d.numpy(), lat_stdev=np.ones(3, 'f'))
+    np.savez_compressed(folder/'directions2.npz', a=d.numpy(), b=d[0].numpy())
+    torch.save({'comp': d, 'std': torch.ones(3)}, folder/'directions.pt')
     return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
 
 def flip(d, rng):
@@ -70,11 +78,12 @@ def digits(d, rng):
 
 DAMAGE = flip, flips_in_front, truncate, cut, insert, overwrite, double, number, rename, digits
 
-def outcome(path):
+def outcome(path, name):
     "'error', 'model' or what went wrong."
-    try: G = load_generator(path)
+    try: G = (read_directions if name.startswith('directions') else load_generator)(path)
     except InputError as e: return 'error' if str(e).startswith(str(path)) and '\n' not in str(e) else f'unclear: {e}'
     except BaseException as e: return f'{type(e).__name__}: {e}'
+    if isinstance(G, dict): return 'model' if G and all(d.isfinite().all() for d in G.values()) else 'broken directions'
     with torch.no_grad(): img = G(torch.zeros(1, G.z_dim), .5)
     return 'model' if img.shape[2:] == (G.resolution,) * 2 and all(t.isfinite().all() for t in G.state_dict().values()) else 'broken model'
 
@@ -83,7 +92,7 @@ def one(path, name, data, rng, read_too):
     for k in kinds:
         if d: k(d, rng)
     path.write_bytes(d)
-    t, what = time.time(), outcome(path)
+    t, what = time.time(), outcome(path, name)
     if read_too:
         try: read_checkpoint(path)
         except InputError: pass

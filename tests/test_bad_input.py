@@ -1,8 +1,12 @@
 "Bad input: one clear line that names the thing and the cure, exit code 2, the other images done, nothing half-written."
 import os, struct, subprocess, zlib
+from pathlib import Path
 import pytest
-from cycle_nb.core import InputError, read_json
-from cycle_nb.invert import Inversion, invert, main
+from cycle_nb.bundle import load_bundle
+from cycle_nb.core import InputError
+from cycle_nb.files import read_json
+from cycle_nb.inversion import Inversion, invert
+from cycle_nb.cli import main
 from tiny import ENV, FAST, bundle, cli, command, faces
 
 def huge_png(path):
@@ -37,8 +41,8 @@ def test_bad_files_do_not_stop_the_others(bundle, faces, bad, tmp_path):
         assert len(mine) == 1 and word in mine[0].lower() and mine[0].startswith('cycle-nb: '), (path, mine)
     assert Inversion.load(out).names == ['f0', 'f1']
     record = read_json(out/'record.json')
-    assert {f['file'] for f in record['failures']} == set(map(str, bad)) and len(record['metrics']) == 8
-    assert {p.name for p in out.iterdir()} == {'f0', 'f1', 'record.json'}
+    assert {f['file'] for f in record['failures']} == set(map(str, bad)) and record['images'] == 2
+    assert {p.name for p in out.iterdir()} == {'f0', 'f1', 'record.json', 'metrics.jsonl'}
 
 def test_nothing_usable_leaves_nothing(bundle, bad, tmp_path):
     r = cli('invert', *bad, '--out', tmp_path/'out', '--bundle', bundle, *FAST)
@@ -80,12 +84,19 @@ def test_a_folder_that_is_no_result_is_kept(bundle, faces, tmp_path, capsys):
         assert 'f0' in complaint(capsys, 'invert', faces[0], '--out', tmp_path/'out', '--bundle', bundle, *flag)
     assert (tmp_path/'out'/'f0'/'diary.txt').read_text() == 'mine'
 
-def test_result_of_another_file_is_not_taken_for_ours(bundle, faces, tmp_path, capsys):
-    other = tmp_path/faces[0].name
+def test_result_of_another_file_is_not_taken_for_ours(bundle, faces, tmp_path):
+    "Another file of the same name gets a folder of its own, whether it is asked to go on or to replace."
+    other = tmp_path/'other'/faces[0].name
+    other.parent.mkdir()
     other.write_bytes(faces[1].read_bytes())
     quick = ['--out', tmp_path/'out', '--bundle', bundle, '--tune', '0', '--refine', '0']
     assert main([str(a) for a in ('invert', faces[0], *quick)]) == 0
-    assert 'another file' in complaint(capsys, 'invert', other, *quick, '--resume')
+    first = (tmp_path/'out'/'f0'/'inversion.json').read_bytes()
+    for flag in ('--resume', '--overwrite'):
+        assert main([str(a) for a in ('invert', other, *quick, flag)]) == 0
+        assert (tmp_path/'out'/'f0'/'inversion.json').read_bytes() == first
+        assert read_json(tmp_path/'out'/'f0-2'/'inversion.json')['source'] == str(other)
+    assert not (tmp_path/'out'/'f0-3').exists()
 
 @pytest.mark.parametrize('args, words', [
     (['--device', 'abacus'], ['abacus']), (['--bundle', 'nowhere'], ['nowhere']), (['--tune', '-3'], ["'-3'", '--tune']),
@@ -128,3 +139,34 @@ def test_the_library_says_the_same(bundle, faces, tmp_path):
     with pytest.raises(InputError, match='no inversion here'): Inversion.load(tmp_path)
     with pytest.raises(InputError, match='no such file'): invert(tmp_path/'missing.png', bundle)
     with pytest.raises(InputError, match="unknown encoder 'x'"): invert(faces[:1], bundle, encoder='x')
+
+
+@pytest.mark.parametrize('name, text', [('record.json', '{"kind": "benchmark quality", "images": 3}'), ('metrics.jsonl', '{"mine": 1}\n')])
+def test_a_record_of_something_else_is_kept(bundle, faces, tmp_path, capsys, name, text):
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/name).write_text(text)
+    assert name in complaint(capsys, 'invert', faces[0], '--out', tmp_path/'out', '--bundle', bundle, *FAST)
+    assert (tmp_path/'out'/name).read_text() == text and len(list((tmp_path/'out').iterdir())) == 1
+
+def test_a_record_of_something_else_is_kept_beside_results(bundle, faces, tmp_path, capsys):
+    args = ['--bundle', bundle, '--tune', '0', '--refine', '0']
+    assert main(['invert', *map(str, [faces[0], '--out', tmp_path/'out', *args])]) == 0
+    capsys.readouterr()
+    (tmp_path/'out'/'record.json').write_text(text := '{"kind": "benchmark quality"}')
+    assert 'record.json' in complaint(capsys, 'invert', faces[1], '--out', tmp_path/'out', *args)
+    assert (tmp_path/'out'/'record.json').read_text() == text
+
+@pytest.mark.parametrize('part, name', [('nets', 'perceptual'), ('encoder', 'w'), ('encoder', 'wplus'), ('directions', 'directions_pca')])
+def test_a_training_replaces_nothing_unasked(tmp_path, capsys, part, name):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/f'{name}.safetensors').write_bytes(b'mine')
+    assert name in complaint(capsys, 'train', part, '--preset', 'tiny', '--out', tmp_path/'mine')
+    assert (tmp_path/'mine'/f'{name}.safetensors').read_bytes() == b'mine'
+
+def test_digits_are_a_number_whatever_folders_there_are(tmp_path, monkeypatch):
+    from cycle_nb.cli import parser
+    monkeypatch.chdir(tmp_path)
+    for name in ('64', 'faces', 'sdfaces64'): (tmp_path/name).mkdir()
+    read = lambda text: parser().parse_args(['benchmark', 'quality', '--out', 'x.json', '--images', text]).images
+    assert read('64') == 64 and read('faces') == Path('faces')
+    assert load_bundle('sdfaces64').has('generator')                # an empty folder hides no shipped bundle

@@ -3,9 +3,15 @@ import contextlib, os, re, secrets, shutil, socket, subprocess, sys, time, urlli
 from importlib.metadata import version
 from pathlib import Path
 import nbformat
-import pytest
-from cycle_nb.core import pretrained
-from tiny import ENV, ROOT, bundle
+import pytest, torch
+from cycle_nb.bundle import Bundle
+from cycle_nb.encoder import Encoder
+from cycle_nb.explore import Explorer
+from cycle_nb.features import Perceptual
+from cycle_nb.inversion import invert
+from cycle_nb.models import pretrained_path
+from cycle_nb.stylegan2 import Generator
+from tiny import BODY, ENV, ROOT, bundle
 
 FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
          '--disable-component-update --disable-sync').split()
@@ -13,25 +19,29 @@ FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --
 LABELS = re.compile("reading 'Queue'" if version('ipywidgets').startswith('7.') else '(?!)')
 NOISE = re.compile(r'favicon|Failed to load resource|WebSocket|deprecated', re.I)
 
-def need(found, what):
-    "Skip with a reason, or fail where a browser is demanded."
+def need(found, what, demand='CYCLE_NB_DEMAND_BROWSER'):
+    "Skip with a reason, or fail where it is demanded."
     if found: return found
-    if os.environ.get('CYCLE_NB_DEMAND_BROWSER') == '1': pytest.fail(f'{what}, and CYCLE_NB_DEMAND_BROWSER=1 demands a browser')
+    if os.environ.get(demand) == '1': pytest.fail(f'{what}, and {demand}=1 demands it')
     pytest.skip(what)
 
 def find_browser():
     names = os.environ.get('CYCLE_NB_BROWSER'), 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
     return next(filter(None, (shutil.which(n) for n in names if n)), None)
 
+STILL = '''from cycle_nb.vis import player
+player([torch.full((3, 32, 32), k/2 - 1.) for k in range(5)], 'without the kernel', k=range(5))'''
+
 @pytest.fixture
 def notebook(bundle, tmp_path):
     "A copy of the chapter; with the untrained bundle where the trained one is not there yet."
-    nb = nbformat.read(ROOT/'nbs'/'21_explore.ipynb', 4)
-    whole = all((pretrained('sdfaces64')/f'{n}.safetensors').is_file() for n in ('generator', 'w', 'wplus', 'cycle', 'directions', 'identity'))
+    nb = nbformat.read(ROOT/'nbs'/'42_explore.ipynb', 4)
+    whole = all((pretrained_path('sdfaces64')/f'{n}.safetensors').is_file() for n in ('generator', 'w', 'wplus', 'cycle', 'directions', 'identity'))
     nb.metadata.kernelspec = dict(display_name='python3', language='python', name='python3')
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
         if not whole and 'sdfaces64' in cell.source: cell.source = cell.source.replace("'sdfaces64'", repr(str(bundle)))
+    nb.cells.append(nbformat.v4.new_code_cell(STILL))
     nbformat.write(nb, tmp_path/'explore.ipynb')
     return tmp_path/'explore.ipynb'
 
@@ -113,10 +123,10 @@ def test_the_explorer_explores(lab, page, tmp_path):
     assert slid['imgs']['reconstruction'] != first['imgs']['reconstruction'] and slid['imgs']['target'] == first['imgs']['target']
     assert slid['numbers']['from_w'] > first['numbers']['from_w'] and slid['numbers']['mse'] != first['numbers']['mse']
     press(page, 'strength', 'ArrowRight', 6)
-    edited = shown(page, 't=0.5', 'strength=0.3')
+    edited = shown(page, 't=0.5', 'strength=-1.2')
     assert edited['imgs']['edit'] != slid['imgs']['edit'] and edited['imgs']['reconstruction'] == slid['imgs']['reconstruction']
-    page.locator('.cycle-explorer-edit select').select_option('yaw')
-    other = shown(page, 'edit=yaw')
+    page.locator('.cycle-explorer-edit select').select_option('age')
+    other = shown(page, 'edit=age')
     assert other['imgs']['edit'] != edited['imgs']['edit'] and other['imgs']['true edit'] != edited['imgs']['true edit']
     page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
     page.locator('.cycle-explorer-tuned input').click()
@@ -124,5 +134,30 @@ def test_the_explorer_explores(lab, page, tmp_path):
     assert untuned['imgs']['reconstruction'] != other['imgs']['reconstruction']
     page.locator('.cycle-explorer-i select').select_option(index=1)
     assert shown(page, 'i=1')['imgs']['target'] != untuned['imgs']['target']
+    # one output, one of its kinds: the explorer is live; what stands below needs no kernel, and keeps the arrow keys to itself
+    assert page.locator('.cycle-player').count() == 1 and page.locator('.cycle-player figcaption:visible').inner_text() == 'k = 0'
+    page.locator('.cycle-player input').focus()
+    for key in ('ArrowUp', 'ArrowRight', 'ArrowRight', 'ArrowDown'): page.keyboard.press(key)
+    assert page.locator('.cycle-player figcaption:visible').inner_text() == 'k = 2'
     assert not page.locator('text=Traceback').count() and not page.locator('.cycle-explorer-error').count()
     assert not page.problems, page.problems
+
+
+# --- without a browser -----------------------------------------------------------------------
+
+@pytest.mark.parametrize('directions', [(), ('a',), ('smile', 'a')], ids=str)
+@pytest.mark.parametrize('encoders', [('cycle',), ('w',), ('wplus',), ('w', 'mine'), ('cycle', 'wplus')], ids=str)
+def test_whatever_a_bundle_lacks_the_explorer_shows(encoders, directions):
+    "Own networks with few encoders and edits: pictures at every position, and what is not there cannot be moved."
+    torch.manual_seed(0)
+    G = Generator(64, 32, 32, 2, 512, 16)
+    nets = {k: Encoder(64, G.num_ws, 32, stage=9 if k == 'wplus' else 0).eval() for k in encoders}
+    b = Bundle.from_networks(G, nets, Perceptual(**BODY), directions={k: torch.randn(32) for k in directions}, device='cpu')
+    e = Explorer(invert(torch.zeros(2, 3, 64, 64), b, encoder=encoders[0], refine=0, tune=0))
+    c, panel = e.controls, e.widget.children[-1]
+    assert c['t'].disabled == ('wplus' not in encoders) and c['edit'].value == ('smile' if 'smile' in directions else None)
+    assert [v for _, v in c['edit'].options] == [None, *sorted(directions)]
+    for name, values in dict(i=(0, 1), t=(0., .5), edit=(None, *directions), strength=(-1., 2.), tuned=(True, False)).items():
+        for v in values:
+            c[name].value = v
+            assert panel.value.count('<img') == 3 and 'cycle-explorer-error' not in panel.value and f'{name}={v:g}' if isinstance(v, float) else f'{name}={v}' in panel.value

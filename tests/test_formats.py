@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from safetensors.torch import save_file
-from cycle_nb import weights
 from cycle_nb.core import InputError
-from cycle_nb.stylegan2 import Generator
-from cycle_nb.weights import Record, convert, download, load_generator, read_checkpoint
+from cycle_nb.download import PUBLISHED, download
+from cycle_nb.models import save_model
+from cycle_nb.stylegan2 import Generator, num_channels
+from cycle_nb.unpickle import PickledObject
+from cycle_nb.archives import describe_contents, read_checkpoint
+from cycle_nb.checkpoints import LAYOUTS, clamp_usage, convert, export_state_dict, layout_misfits, load_generator
 import fuzz_formats, layouts
 from conftest import ROOT
 
@@ -127,6 +130,16 @@ def test_what_does_not_fit_is_named(tmp_path):
     for data, word in ((b'<!doctype html>', 'web page'), (b'version https://git-lfs.github.com', 'git-lfs'), (b'\x1f\x8b\x08', 'packed'), (b'', 'empty'), (b'x', 'damaged')):
         f.write_bytes(data); refused(f, word)
 
+@pytest.mark.parametrize('data, words', [
+    ({'epoch': 3, 'model': {'a.weight': torch.ones(1), 'b': torch.ones(1)}, 'optimizer': {}}, ['epoch', 'model (2 inside)', 'optimizer (0 inside)']),
+    ({'state_dict': {'net.0.weight': torch.ones(1)}}, ['net.0.weight']), ({'g_ema': {}}, ['g_ema (0 inside)']), ({}, ['empty dict']),
+    ([1, 2], ['a list']), (torch.ones(2, 3), ['single tensor (2, 3)']), ({f'k{i}': i for i in range(30)}, ['k0', 'k7', '22 more']),
+    ({'a\nb': 1, 'c' * 500: 2, 3: 4, None: 5}, ['a b', 'c' * 40, '3', 'NoneType'])], ids=str)
+def test_unknown_containers_say_what_they_hold(tmp_path, data, words):
+    torch.save(data, tmp_path/'f')
+    refused(tmp_path/'f', 'no', *words)
+    assert len(describe_contents(data)) < 500
+
 def tensorflow_pickle():
     "The opcodes with which the files of the TensorFlow era begin."
     return b'\x80\x03cdnnlib.tflib.network\nNetwork\nq\x00)\x81q\x01}q\x02(X\x07\x00\x00\x00versionK\x04ub.'
@@ -137,34 +150,101 @@ def test_tensorflow_files_are_refused_with_the_cure(tmp_path):
 
 # ---- conversion
 
+WIDE = {8: [512, 512], 16: [512, 512, 512]}            # widths that rosinality's class has
+
 @pytest.mark.parametrize('suffix', ['.safetensors', '.pt'])
 def test_round_trips_are_exact(tmp_path, suffix):
-    t, mean = layouts.rosinality(32, WIDTHS[32]), torch.linspace(-2, 1, 16)
+    t, mean = layouts.rosinality(8, WIDE[8]), torch.linspace(-2, 1, 16)
     layouts.write_pt(tmp_path/'src.pt', t, mean)
-    first, G = tmp_path/'src.pt', load_generator(tmp_path/'src.pt')
-    for layout in ('nvidia', 'rosinality', 'ours', 'nvidia', 'ours', 'rosinality'):
-        first = convert(first, tmp_path/f'{layout}{len(list(tmp_path.iterdir()))}{suffix}', layout)
-        H = load_generator(first)
+    old, G = tmp_path/'src.pt', load_generator(tmp_path/'src.pt')
+    for i, layout in enumerate(('nvidia', 'rosinality', 'ours', 'nvidia', 'ours', 'rosinality')):
+        new = convert(old, tmp_path/f'{layout}{i}{suffix}', layout)
+        old.unlink()
+        H, old = load_generator(new), new
         assert same(G, H) and H.w_avg.equal(mean)
-    back = read_checkpoint(first)
+    back = read_checkpoint(old)
     assert same(back['g_ema'] if suffix == '.pt' else {k: v for k, v in back.items() if k != 'latent_avg'}, t)
 
 def test_nvidia_state_dict_comes_back(tmp_path):
     for arch in ('skip', 'resnet', 'orig'):
-        t = layouts.nvidia(32, WIDTHS[32], arch=arch)
+        t = layouts.nvidia(32, [9, 9, 4, 2], arch=arch)             # base 72, at most 9
         torch.save(t, tmp_path/'n.pt')
         convert(tmp_path/'n.pt', tmp_path/'o.safetensors')
         convert(tmp_path/'o.safetensors', tmp_path/'back.safetensors', 'nvidia')
         assert same(read_checkpoint(tmp_path/'back.safetensors'), t)
 
-def test_clamp_survives_and_is_never_dropped(tmp_path):
-    layouts.write_pkl(tmp_path/'g.pkl', layouts.nvidia(16, [4, 3, 5]), clamp=.7)
-    G = load_generator(tmp_path/'g.pkl')
-    for name in ('a.pt', 'a.safetensors'):
-        H = load_generator(convert(tmp_path/'g.pkl', tmp_path/name, 'nvidia'))
-        assert same(G, H) and H.config['clamp'] == .7
-    with pytest.raises(InputError, match='clamp'): convert(tmp_path/'g.pkl', tmp_path/'r.pt')
-    assert not (tmp_path/'r.pt').exists()
+# ---- the bound of NVIDIA's layers
+
+def test_a_default_ada_network_becomes_rosinalitys(tmp_path):
+    "conv_clamp=256, as training writes it: dropped with a note, and both references draw the same."
+    t, z, said = layouts.nvidia(16, WIDE[16]), z_of(2, 16), []
+    layouts.write_pkl(tmp_path/'net.pkl', t, others=False, clamp=256)
+    convert(tmp_path/'net.pkl', tmp_path/'net.pt', log=said.append)
+    data = read_checkpoint(tmp_path/'net.pt')
+    assert len(said) == 1 and 'bound of 256 dropped' in said[0] and '300 samples' in said[0] and data['notes'] == said
+    theirs = layouts.rosinality_images(data['g_ema'], data['latent_avg'], z, .7)
+    assert (layouts.nvidia_images(t, z, .7, 256) - theirs).abs().max() < 1e-3
+    H = load_generator(tmp_path/'net.pt')
+    assert H.config['clamp'] is None
+    agrees(H, z, theirs, .7)
+    f = convert(tmp_path/'net.pkl', tmp_path/'net.safetensors', 'rosinality', log=said.append)
+    card = json.loads(f.with_suffix('.json').read_text())
+    assert card['notes'] == said[:1] and card['config']['clamp'] is None and load_generator(f).config['clamp'] is None
+
+def test_clamp_survives_and_is_dropped_only_where_it_never_acts(tmp_path):
+    "Whatever the bound: the file is written exactly when no sample reaches it, and then draws the same."
+    layouts.write_pkl(tmp_path/'free.pkl', t := layouts.nvidia(8, WIDE[8]), others=False)
+    G = load_generator(tmp_path/'free.pkl')
+    peaks = []
+    for m in G.synthesis.modules():
+        if hasattr(m, 'clamp'): m.register_forward_hook(lambda m, args, out: peaks.append(float(out.abs().max())))
+    with torch.no_grad(): G(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)))
+    for i, share in enumerate((.1, .5, .99, 1.01, 2., 100.)):
+        clamp = max(peaks)*share
+        layouts.write_pkl(tmp_path/'g.pkl', t, others=False, clamp=clamp)
+        H = load_generator(convert(tmp_path/'g.pkl', tmp_path/'a.safetensors', 'nvidia'))
+        assert same(G, H) and H.config['clamp'] == clamp
+        used, n = clamp_usage(H)
+        assert n == 300 and (used == 1 if share < 1 else abs(used - 1/share) < 1e-4)
+        if share > 1: assert same(load_generator(convert(tmp_path/'g.pkl', tmp_path/'r.pt', log=[].append)), G); (tmp_path/'r.pt').unlink()
+        else:
+            with pytest.raises(InputError, match='acts .*--layout nvidia'): convert(tmp_path/'g.pkl', tmp_path/'r.pt')
+        assert not (tmp_path/'r.pt').exists()
+
+# ---- what the target class could not load
+
+def any_generator(channels, **kw):
+    with torch.device('meta'): return Generator(4 * 2**(len(channels) - 1), kw.pop('z_dim', 8), 8, 1, channels=channels, **kw)
+
+def test_widths_of_nvidias_class():
+    "Against the rule itself, tried with every base and maximum."
+    rule = {tuple(num_channels(r, base, top) for r in (4, 8, 16)) for base in range(16, 200) for top in range(1, 50)}
+    for c in ((a, b, d) for a in range(1, 9) for b in range(1, 9) for d in range(1, 9)):
+        assert (not layout_misfits(any_generator(list(c)), 'nvidia')) == (c in rule), c
+
+def test_what_rosinalitys_class_cannot_be():
+    wide = lambda n, m=1: [512 if r <= 32 else 16384*m//r for r in (4 * 2**i for i in range(n))]
+    for good in (wide(1), wide(3), wide(4), wide(5), wide(5, 2), wide(7, 3), wide(9, 2)): assert not layout_misfits(any_generator(good), 'rosinality')
+    for word, G in {'widths': any_generator([512, 512, 256]), 'img_channels 1': any_generator(wide(3), img_channels=1), 'z of 16': any_generator(wide(3), z_dim=16),
+                    "architecture 'resnet'": any_generator(wide(3), architecture='resnet'), 'lr_mul 0.02': any_generator(wide(3), lr_mul=.02),
+                    'widths [512, 512, 512, 512, 128]': any_generator([512]*4 + [128]), '16]': any_generator(wide(9, 2) + [16])}.items():
+        assert word in ' '.join(layout_misfits(G, 'rosinality')), word
+        with pytest.raises(InputError, match='choose --layout (nvidia|ours)$') as e: export_state_dict(G, 'rosinality')
+        assert word in str(e.value) and '\n' not in str(e.value)
+    with pytest.raises(InputError, match='--layout ours'): export_state_dict(any_generator([5, 9, 3]), 'nvidia')
+
+def test_the_shipped_generator_to_pt_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r'z of 32 numbers beside a w of 128.*--layout nvidia'): convert('sdfaces64', tmp_path/'g.pt')
+    assert not list(tmp_path.iterdir()) and same(load_generator(convert('sdfaces64', tmp_path/'g.pt', 'nvidia')), load_generator('sdfaces64'))
+
+@pytest.mark.parametrize('n', [1, 4])
+def test_other_image_channels(tmp_path, n):
+    "Grey networks load as NVIDIA's draw them and go out under NVIDIA's names; rosinality's class has three."
+    t, z = layouts.nvidia(16, [9, 9, 4], img=n), z_of(2, 16)
+    layouts.write_pkl(tmp_path/'g.pkl', t)
+    agrees(load_generator(tmp_path/'g.pkl'), z, layouts.nvidia_images(t, z), 1.)
+    assert same(load_generator(tmp_path/'g.pkl'), load_generator(convert(tmp_path/'g.pkl', tmp_path/'n.pt', 'nvidia')))
+    with pytest.raises(InputError, match=f'img_channels {n}'): convert(tmp_path/'g.pkl', tmp_path/'r.pt')
 
 def test_psp_becomes_ours(tmp_path):
     t, mean = layouts.rosinality(32, WIDTHS[32]), torch.ones(16)
@@ -181,8 +261,8 @@ def test_bad_requests_write_nothing(tmp_path):
     assert os.listdir(tmp_path) == ['g.pt']
 
 def test_ordinary_loader_reads_what_we_write(tmp_path):
-    layouts.write_pt(tmp_path/'g.pt', layouts.rosinality(16, [4, 3, 5]), torch.ones(16))
-    for layout in weights.LAYOUTS: torch.load(convert(tmp_path/'g.pt', tmp_path/'x.pt', layout), weights_only=True)
+    layouts.write_pt(tmp_path/'g.pt', layouts.rosinality(8, WIDE[8]), torch.ones(16))
+    for layout in LAYOUTS: torch.load(convert(tmp_path/'g.pt', tmp_path/'x.pt', layout), weights_only=True)
 
 def test_shipped_generator_round_trip(tmp_path):
     G = load_generator('sdfaces64')
@@ -218,7 +298,7 @@ def test_reader_shares_and_loops(tmp_path):
 def test_records_are_inert(tmp_path):
     layouts.write_pkl(tmp_path/'g', layouts.nvidia(8, [3, 2]))
     G = read_checkpoint(tmp_path/'g')['G_ema']
-    assert isinstance(G, Record) and G.name == 'Generator' and set(G.state['_modules']) == {'mapping', 'synthesis'}
+    assert isinstance(G, PickledObject) and G.name == 'Generator' and set(G.state['_modules']) == {'mapping', 'synthesis'}
     assert not any('source' in str(k) for k in G.state) and not (tmp_path/'source_was_run').exists()
 
 def test_numpy_files(tmp_path):
@@ -233,7 +313,7 @@ def test_numpy_files(tmp_path):
 
 PEAK = '''
 import sys, time, re
-from cycle_nb.weights import load_generator
+from cycle_nb.checkpoints import load_generator
 def status(k): return int(re.search(k + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 load_generator("sdfaces64")
 before = status("VmRSS")
@@ -250,7 +330,7 @@ def test_memory_of_loading_1024_px(tmp_path, python, kind):
     c = [min(32768 // 2**i, 512) for i in range(2, 11)]
     if kind == 'pkl': layouts.write_pkl(tmp_path/'g', layouts.nvidia(1024, c, 512, 512, 8))
     if kind == 'pt': layouts.write_psp(tmp_path/'g', layouts.rosinality(1024, c, 512, 8), torch.zeros(512), 18, legacy=True)
-    if kind == 'ours': weights.save_generator(Generator(1024, 512, 512, 8, 32768, 512), tmp_path/'g.safetensors', half=False)
+    if kind == 'ours': save_model(Generator(1024, 512, 512, 8, 32768, 512), tmp_path/'g.safetensors', half=False)
     ratio, seconds = map(float, python(PEAK, tmp_path/('g.safetensors' if kind == 'ours' else 'g')).split())
     print(f'{kind}: {ratio:.2f} x its float32 size, {seconds:.1f} s')
     assert ratio <= 2.2
@@ -327,7 +407,7 @@ def bombs():
 def test_bombs(tmp_path, python):
     "Each ends soon, in an error or in a small answer, with little memory."
     for name, data in bombs(): (tmp_path/name).write_bytes(data)
-    code = ('import sys, resource\nfrom pathlib import Path\nresource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\nfrom cycle_nb.weights import *\n'
+    code = ('import sys, resource\nfrom pathlib import Path\nresource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\nfrom cycle_nb.archives import read_checkpoint\nfrom cycle_nb.checkpoints import load_generator\n'
             'from cycle_nb.core import InputError\nfor f in sorted(Path(sys.argv[1]).iterdir()):\n  for read in (read_checkpoint, load_generator):\n'
             '    try: read(f)\n    except InputError as e: assert str(e).startswith(str(f))\n  print(f.name)')
     assert python(code, tmp_path).split() == sorted(n for n, _ in bombs())
@@ -371,7 +451,7 @@ def test_zip_tricks(tmp_path):
 def test_cards_cannot_ask_for_much(tmp_path):
     G = Generator(8, 4, 4, 1, channels=[3, 2])
     for change in (dict(num_mapping=10**9), dict(resolution=2**30), dict(channels=[10**9, 2]), dict(z_dim='x'), dict(clamp='x'), dict(architecture='new'), dict(colour=1)):
-        weights.save_model(G, tmp_path/'g.safetensors', half=False)
+        save_model(G, tmp_path/'g.safetensors', half=False)
         sd = {k: v.clone() for k, v in G.state_dict().items()}
         save_file(sd, tmp_path/'g.safetensors', {'card': json.dumps({'class': 'Generator', 'config': G.config | change})})
         with pytest.raises(InputError): load_generator(tmp_path/'g.safetensors')
@@ -411,20 +491,20 @@ def server(tmp_path, monkeypatch):
 def test_download_resumes_verifies_and_shows_the_licence(server, monkeypatch, capsys, tmp_path):
     import hashlib
     entry = dict(url=server, licence='You may look at it.', sha256=hashlib.sha256(Server.data).hexdigest(), size=None, what='a test')
-    monkeypatch.setitem(weights.PUBLISHED, 'mine', entry)
+    monkeypatch.setitem(PUBLISHED, 'mine', entry)
     path = download('mine')
     assert path.read_bytes() == Server.data and Server.asked == [0, len(Server.data) // 2]
     assert 'You may look at it.' in capsys.readouterr().out
     assert download('mine') == path and len(Server.asked) == 2 and capsys.readouterr().out == ''
     assert same(load_generator('mine'), load_generator(tmp_path/'g.pt'))
-    monkeypatch.setitem(weights.PUBLISHED, 'false', entry | dict(sha256='0' * 64))
+    monkeypatch.setitem(PUBLISHED, 'false', entry | dict(sha256='0' * 64))
     with pytest.raises(InputError, match='wrong content'): download('false')
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 def test_registry_is_well_formed(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('CYCLE_NB_CACHE', str(tmp_path))
-    assert len(weights.PUBLISHED) >= 10
-    for name, p in weights.PUBLISHED.items():
+    assert len(PUBLISHED) >= 10
+    for name, p in PUBLISHED.items():
         assert p['url'].startswith('https://') and p['licence'] and p['what'] and '/' not in name
         assert p['sha256'] is None or len(bytes.fromhex(p['sha256'])) == 32 and p['size'] > 10**7
     with pytest.raises(InputError, match='Google Drive'): download('cycle-ffhq')
@@ -434,7 +514,46 @@ def test_registry_is_well_formed(capsys, monkeypatch, tmp_path):
 def test_hub_is_optional(python):
     assert python('import sys; sys.modules["huggingface_hub"] = None\nfrom cycle_nb.stylegan2 import Generator\nfrom cycle_nb.core import InputError\n'
                   'try: Generator.from_pretrained("x")\nexcept InputError as e: print(e)').startswith('huggingface_hub is missing')
-    assert python('import sys, cycle_nb.weights; print("huggingface_hub" in sys.modules)') == 'False\n'
+    assert python('import sys, cycle_nb.encoder_checkpoints; print("huggingface_hub" in sys.modules)') == 'False\n'
+
+@pytest.mark.parametrize('name', ['~f.pt', 'plain.pt', 'with space ü.pt', '~'])
+def test_names_with_a_tilde(tmp_path, monkeypatch, name):
+    "A tilde is the home folder where there is one of that name; a file that is called so is a file."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    (tmp_path/'home').mkdir()
+    t = layouts.nvidia(8, [3, 2])
+    if name != '~':
+        torch.save(t, name)
+        assert load_generator(name).resolution == 8 and len(read_checkpoint(name)) == len(t)
+        assert convert(name, '~out.safetensors').is_file() and Path('~out.safetensors').is_file()
+    torch.save(t, tmp_path/'home'/'g.pt')
+    assert load_generator('~/g.pt').resolution == 8 and convert('~/g.pt', '~/o.safetensors') == tmp_path/'home'/'o.safetensors'
+    refused('~/none.pt'); refused('~nobody/none.pt'); refused('~')
+
+def test_folders(tmp_path):
+    "A bundle's folder and a hub folder are read, others refused."
+    G = Generator(8, 4, 4, 1, channels=[3, 2])
+    (tmp_path/'bundle').mkdir(), (tmp_path/'else').mkdir()
+    save_model(G, tmp_path/'bundle'/'generator.safetensors', half=False)
+    assert same(load_generator(tmp_path/'bundle'), G)
+    refused(tmp_path/'else', 'folder')
+
+ODD_HUB_NAMES = [f'hf:{n}' for n in ('/', '..', '~', '~nobody/x', 'a/..', '-a/b', 'a/b.git', 'a//b', 'ä/ö', 'a b/c', 'a/b@main', 'a/b:c', 'x'*300, 'a\nb/c', 'hf:a/b', 'https://a/b')]
+
+def test_hub_offline_is_one_line(python, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    Generator(8, 4, 4, 1, channels=[3, 2]).save_pretrained(tmp_path/'hub')
+    (tmp_path/'empty').mkdir()
+    out = python('import os, sys; os.environ["HF_HUB_OFFLINE"] = "1"\nfrom cycle_nb.checkpoints import load_generator\nfrom cycle_nb.core import InputError\n'
+                 'for name in sys.argv[1:]:\n  try: print("ok", load_generator(name).resolution)\n  except InputError as e: print("refused", str(e).count("\\n"))',
+                 f'hf:{tmp_path/"hub"}', tmp_path/'hub', 'hf:nobody/none', f'hf:{tmp_path/"empty"}', f'hf:{tmp_path/"hub"}-misspelt', 'hf:', 'hf:a/b/c', *ODD_HUB_NAMES)
+    assert out.splitlines() == ['ok 8'] * 2 + ['refused 0'] * (5 + len(ODD_HUB_NAMES))
+
+def test_nothing_touches_the_network_at_import(python):
+    code = ('import socket\ndef no(*a, **k): raise AssertionError("network")\nsocket.socket.connect = no; socket.getaddrinfo = no\n'
+            'import cycle_nb.encoder_checkpoints, cycle_nb.checkpoints\nprint(cycle_nb.checkpoints.load_generator("sdfaces64").resolution)')
+    assert python(code) == '64\n'
 
 def test_hub_round_trip(tmp_path):
     pytest.importorskip('huggingface_hub')

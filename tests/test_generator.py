@@ -1,12 +1,19 @@
-"StyleGAN2, its critic and its training against independent computations: loops written out, numpy, closed forms."
+"StyleGAN2, its discriminator and its training against independent computations: loops written out, numpy, closed forms."
 import math, os, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest, torch, torch.nn.functional as F
-from cycle_nb.core import InputError, generator
-from cycle_nb import gan, layers, weights
+from cycle_nb.core import InputError, make_rng
+from cycle_nb.checkpoints import load_generator
+from cycle_nb.encoder_checkpoints import load_encoder
+from cycle_nb.gan import (Discriminator, d_loss, double_resolution, g_loss, lazy_adam, minibatch_std, mix_codes, path_lengths, r1_penalty, relativistic_loss,
+    sample_codes)
+from cycle_nb.layers import EqualConv, EqualLinear, StyledConv, ToRGB, demodulation, modulated_conv, style_scaled_conv
+from cycle_nb.learner import ema_decay, update_ema
+from cycle_nb.models import model_from_card, save_model
+from cycle_nb.resample import downsample, filter2d, low_pass_kernel, upsample
+from cycle_nb.train_generator import cached_batches
 from cycle_nb.stylegan2 import Generator, Mapping
-from cycle_nb.gan import Discriminator
 
 TINY = dict(resolution=16, z_dim=8, w_dim=8, num_mapping=2, channel_base=128, channel_max=16)
 
@@ -15,7 +22,7 @@ def G():
     torch.manual_seed(0)
     return Generator(**TINY).eval()
 
-def codes(G, n, seed=0): return torch.randn(n, G.num_ws, G.w_dim, generator=generator(seed))
+def codes(G, n, seed=0): return torch.randn(n, G.num_ws, G.w_dim, generator=make_rng(seed))
 
 def upfirdn(x, f, up=1, down=1, pad=(0, 0)):
     "Zero insertion, padding, true convolution and decimation of (H,W) arrays, in plain numpy and float64."
@@ -33,18 +40,18 @@ FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 def test_equalised_linear_scales_weights_and_bias():
     for lr_mul in (1., .01):
-        m = layers.EqualLinear(200, 3000, bias=.5, lr_mul=lr_mul)
+        m = EqualLinear(200, 3000, bias=.5, lr_mul=lr_mul)
         x = torch.randn(4, 200)
         assert torch.allclose(m(x), x @ m.weight.T * lr_mul / math.sqrt(200) + m.bias * lr_mul, atol=1e-4)
         assert abs(m.weight.std().item() * lr_mul - 1) < .01 and torch.allclose(m.bias * lr_mul, torch.tensor(.5))
-    m = layers.EqualLinear(64, 64, act=True)
+    m = EqualLinear(64, 64, act=True)
     raw = F.linear(torch.ones(1, 64), m.weight / 8)
     assert torch.allclose(m(torch.ones(1, 64)), torch.where(raw > 0, raw, raw * .2) * 2**.5, atol=1e-6)
 
 def test_equalised_convolution_scale_activation_and_gain():
     x = torch.randn(2, 6, 5, 5)
     for act, gain in ((True, 1.), (True, .5), (False, .7)):
-        m = layers.EqualConv(6, 4, act=act, gain=gain)
+        m = EqualConv(6, 4, act=act, gain=gain)
         m.bias.data.normal_()
         y = F.conv2d(x, m.weight / math.sqrt(6 * 9), m.bias, padding=1)
         y = (torch.where(y > 0, y, .2 * y) * 2**.5 if act else y) * gain
@@ -52,27 +59,27 @@ def test_equalised_convolution_scale_activation_and_gain():
 
 def test_upsample_is_upfirdn():
     x = torch.randn(2, 3, 6, 6)
-    y = layers.upsample(x, layers.fir_kernel())
+    y = upsample(x, low_pass_kernel())
     want = upfirdn(x[1, 2].numpy(), FIR * 4, up=2, pad=(2, 1))
     assert y.shape == (2, 3, 12, 12) and np.abs(y[1, 2].numpy() - want).max() < 1e-6
 
 def test_downsample_is_upfirdn():
     x = torch.randn(2, 3, 8, 8)
-    y = layers.downsample(x, layers.fir_kernel())
+    y = downsample(x, low_pass_kernel())
     assert np.abs(y[1, 2].numpy() - upfirdn(x[1, 2].numpy(), FIR, down=2, pad=(1, 1))).max() < 1e-6
 
 @pytest.mark.parametrize('size', [1, 3])
 def test_downsampling_convolution_is_blur_then_stride(size):
-    x, m = torch.randn(1, 2, 8, 8), layers.EqualConv(2, 3, size, down=True, bias=False, act=False)
+    x, m = torch.randn(1, 2, 8, 8), EqualConv(2, 3, size, down=True, bias=False, act=False)
     p = size // 2 + 1
     blurred = np.stack([upfirdn(c.numpy(), FIR, pad=(p, p)) for c in x[0]])
     want = F.conv2d(torch.tensor(blurred, dtype=torch.float32)[None], m.weight / math.sqrt(2 * size**2), stride=2)
     assert torch.allclose(m(x), want, atol=1e-5) and m(x).shape == (1, 3, 4, 4)
 
 def test_resampling_gradients_are_right_to_second_order():
-    k = layers.fir_kernel().double()
+    k = low_pass_kernel().double()
     x = torch.randn(1, 1, 4, 4, dtype=torch.double, requires_grad=True)
-    for f in (lambda x: layers.upsample(x, k), lambda x: layers.downsample(x, k), lambda x: layers.fir(x, k, 2, 4.)):
+    for f in (lambda x: upsample(x, k), lambda x: downsample(x, k), lambda x: filter2d(x, k, 2, 4.)):
         assert torch.autograd.gradcheck(f, x)
         assert torch.autograd.gradgradcheck(lambda x: f(x).square(), x)
 
@@ -95,21 +102,21 @@ def per_sample(x, weight, s, up, demodulate=True):
 @pytest.mark.parametrize('up', [False, True])
 def test_modulated_convolution(up):
     x, weight, s = torch.randn(3, 5, 6, 6), torch.randn(4, 5, 3, 3), torch.randn(3, 5)
-    kernel = layers.fir_kernel() if up else None
-    y = layers.modulated_conv(x, weight, s, kernel)
+    kernel = low_pass_kernel() if up else None
+    y = modulated_conv(x, weight, s, kernel)
     want = per_sample(x, weight, s, up)
     assert y.shape == want.shape and torch.allclose(y, want, atol=1e-4)
-    assert torch.allclose(layers.scaled_conv(x, weight, s, kernel), per_sample(x, weight, s, up, False), atol=1e-4)
+    assert torch.allclose(style_scaled_conv(x, weight, s, kernel), per_sample(x, weight, s, up, False), atol=1e-4)
 
 def test_demodulation_is_safe_for_large_styles():
     s = torch.full((1, 5), 1e6)
-    y = layers.modulated_conv(torch.randn(1, 5, 4, 4), torch.randn(4, 5, 3, 3), s)
+    y = modulated_conv(torch.randn(1, 5, 4, 4), torch.randn(4, 5, 3, 3), s)
     assert y.isfinite().all() and y.abs().max() < 10
-    with torch.autocast('cpu', dtype=torch.bfloat16): assert layers.demodulation(torch.randn(4, 5, 3, 3), s).dtype == torch.float32
+    with torch.autocast('cpu', dtype=torch.bfloat16): assert demodulation(torch.randn(4, 5, 3, 3), s).dtype == torch.float32
 
 def test_styled_layer_order_is_convolution_noise_bias_activation():
     torch.manual_seed(0)
-    m = layers.StyledConv(4, 6, 8, 5)
+    m = StyledConv(4, 6, 8, 5)
     m.bias.data.normal_(); m.noise_strength.data.fill_(.7)
     x, w = torch.randn(2, 4, 5, 5), torch.randn(2, 8)
     s = w @ m.affine.weight.T / math.sqrt(8) + m.affine.bias
@@ -159,7 +166,7 @@ def test_mapping_normalises_and_tracks():
         x = torch.where(x > 0, x, .2 * x) * 2**.5
     assert torch.allclose(m(z), x, atol=1e-4)
     assert m.w_avg.abs().max() == 0
-    m(z, track=True)
+    m(z, update_w_avg=True)
     assert torch.allclose(m.w_avg, x.mean(0) * .005, atol=1e-6)
 
 def test_truncation(G):
@@ -174,7 +181,7 @@ def test_later_styles_change_only_later_layers(G):
     for cut in range(1, G.num_ws):
         seen = []
         hooks = [m.register_forward_hook(lambda m, i, o: seen.append(o)) for n, m in G.synthesis.named_modules()
-                 if isinstance(m, (layers.StyledConv, layers.ToRGB))]
+                 if isinstance(m, (StyledConv, ToRGB))]
         mixed = torch.cat([a[:, :cut], b[:, cut:]], 1)
         for wp in (a, mixed): G.synthesis(wp)
         for h in hooks: h.remove()
@@ -186,11 +193,11 @@ def test_later_styles_change_only_later_layers(G):
 
 def test_noise_kinds(G):
     wp = codes(G, 2)
-    for p in (m for m in G.modules() if isinstance(m, layers.StyledConv)): p.noise_strength.data.fill_(.5)
+    for p in (m for m in G.modules() if isinstance(m, StyledConv)): p.noise_strength.data.fill_(.5)
     assert torch.equal(G.synthesis(wp, 'const'), G.synthesis(wp, 'const'))
     assert not torch.equal(G.synthesis(wp, 'random'), G.synthesis(wp, 'random'))
     assert not torch.equal(G.synthesis(wp, 'none'), G.synthesis(wp, 'const'))
-    for p in (m for m in G.modules() if isinstance(m, layers.StyledConv)): p.noise_const.zero_()
+    for p in (m for m in G.modules() if isinstance(m, StyledConv)): p.noise_const.zero_()
     assert torch.allclose(G.synthesis(wp, 'none'), G.synthesis(wp, 'const'), atol=1e-5)
     same = G.synthesis(wp[:1].expand(2, -1, -1), 'random')
     assert (same[0] - same[1]).abs().max() > .01                     # every sample has its own
@@ -201,11 +208,11 @@ def test_lower_precision_is_close(G):
     x = G.synthesis(wp)
     assert y.dtype == torch.float32 and (x - y).abs().mean() < .02 * x.abs().mean()
 
-# ---- critic and losses
+# ---- discriminator and losses
 
 def test_minibatch_std_by_hand():
     x = torch.randn(8, 3, 2, 2)
-    y = gan.minibatch_std(x)
+    y = minibatch_std(x)
     for i in range(2):
         members = x[i::2]
         sd = (members.var(0, correction=0) + 1e-8).sqrt().mean()
@@ -222,19 +229,28 @@ def test_discriminator_by_hand():
         h, b = lr(conv(D.fromrgb, x)), D.blocks[0]
         y = lr(conv(b.conv1, fir(lr(conv(b.conv0, h, padding=1)), 2), stride=2))
         h = (y + conv(b.skip, fir(h, 1), stride=2)) * .5**.5
-        h = lr(conv(D.conv, gan.minibatch_std(h), padding=1)).flatten(1)
+        h = lr(conv(D.conv, minibatch_std(h), padding=1)).flatten(1)
         h = lr(h @ D.fc.weight.T / math.sqrt(D.fc.weight.shape[1]) + D.fc.bias)
         want = (h @ D.out.weight.T / math.sqrt(8) + D.out.bias)[:, 0]
         assert torch.allclose(D(x), want, atol=1e-4)
 
 def test_losses_closed_form():
     r, f = torch.tensor([2., -1.]), torch.tensor([.5, 3.])
-    assert torch.allclose(gan.g_loss(f), -torch.sigmoid(f).log().mean(), atol=1e-6)
-    assert torch.allclose(gan.d_loss(r, f), -(torch.sigmoid(r).log() + (1 - torch.sigmoid(f)).log()).mean(), atol=1e-5)
+    assert torch.allclose(g_loss(f), -torch.sigmoid(f).log().mean(), atol=1e-6)
+    assert torch.allclose(d_loss(r, f), -(torch.sigmoid(r).log() + (1 - torch.sigmoid(f)).log()).mean(), atol=1e-5)
 
-def test_r1_of_a_linear_critic():
-    a = torch.randn(3, 4, 4, requires_grad=True)
-    p = gan.r1_penalty(lambda x: (x * a).sum((1, 2, 3)) + 5, torch.randn(6, 3, 4, 4))
+def test_relativistic_loss_closed_form():
+    r, f = torch.tensor([2., -1.]), torch.tensor([.5, 3.])
+    assert torch.allclose(relativistic_loss(r, f), -torch.sigmoid(r - f).log().mean(), atol=1e-6)
+    assert torch.allclose(relativistic_loss(f, r) - relativistic_loss(r, f), (r - f).mean(), atol=1e-6)      # ζ(t) − ζ(−t) = t
+    assert relativistic_loss(r.bfloat16() + 300, f.bfloat16()).dtype == torch.float32
+    assert relativistic_loss(r, r + 1e5).isfinite()
+
+@pytest.mark.parametrize('shape', [(3, 4, 4), (7, 5), (9,)])
+def test_r1_of_a_linear_discriminator(shape):
+    "Images, W+ codes or w: any rank behind the batch."
+    a = torch.randn(shape, requires_grad=True)
+    p = r1_penalty(lambda x: (x * a).flatten(1).sum(1) + 5, torch.randn(6, *shape))
     assert torch.allclose(p, a.square().sum().expand(6))
     g, = torch.autograd.grad(p.mean(), a)
     assert torch.allclose(g, 2 * a)
@@ -244,7 +260,7 @@ def test_path_length_against_the_jacobian():
     wp = torch.randn(2, 2, 3, requires_grad=True)
     img = g.synthesis(wp)
     y = torch.randn_like(img)
-    got = gan.path_lengths(img, wp, y)
+    got = path_lengths(img, wp, y)
     for i in range(2):
         J = torch.autograd.functional.jacobian(lambda c: g.synthesis(c[None])[0].flatten(), wp[i].detach())
         Jty = torch.einsum('pld,p->ld', J, y[i].flatten() / 4)
@@ -252,46 +268,57 @@ def test_path_length_against_the_jacobian():
     assert got.requires_grad
 
 def test_style_mixing_and_codes(G):
-    wp = gan.mix_codes(torch.zeros(3, 8), torch.ones(3, 8), torch.tensor([1, 4, 6]), 6)
+    wp = mix_codes(torch.zeros(3, 8), torch.ones(3, 8), torch.tensor([1, 4, 6]), 6)
     assert wp[:, :, 0].sum(1).tolist() == [5, 2, 0]
-    a, b = gan.sample_codes(G, 64, 0., generator(0)), gan.sample_codes(G, 64, 1., generator(0))
+    a, b = sample_codes(G, 64, 0., make_rng(0)), sample_codes(G, 64, 1., make_rng(0))
     spread = lambda wp: (wp - wp[:, :1]).abs().amax((1, 2))
     assert (spread(a) == 0).all() and (spread(b) > 0).all()
 
 def test_ema_half_life(G):
     import copy
-    d = gan.ema_decay(16, 10**9, 10_000)
-    assert abs(d**(10_000 / 16) - .5) < 1e-9 and gan.ema_decay(16, 0) == 0 and gan.ema_decay(16, 1000) < d
+    d = ema_decay(16, 10**9, 10_000)
+    assert abs(d**(10_000 / 16) - .5) < 1e-9 and ema_decay(16, 0) == 0 and ema_decay(16, 1000) < d
     ema = copy.deepcopy(G)
     before = ema.synthesis.b4.const.detach().clone()
     G.synthesis.b4.const.data += 1
-    gan.update_ema(ema, G, .75)
+    update_ema(ema, G, .75)
     assert torch.allclose(ema.synthesis.b4.const, before + .25, atol=1e-5)
 
 def test_lazy_adam_corrects_rate_and_memory():
-    group = gan.lazy_adam([torch.nn.Parameter(torch.zeros(1))], .002, 16).param_groups[0]
+    group = lazy_adam([torch.nn.Parameter(torch.zeros(1))], .002, 16).param_groups[0]
     assert math.isclose(group['lr'], .002 * 16 / 17) and math.isclose(group['betas'][1], .99**(16 / 17))
 
-def test_image_bank(tmp_path):
-    draw = gan.image_bank(20, 16, 0, tmp_path/'bank.npy')
-    x = draw(6, generator(3))
+def test_doubled_networks_start_where_the_small_ones_are():
+    G, D = Generator(**TINY), Discriminator(16, 128, 16)
+    H, E = double_resolution(G, D)
+    z = torch.randn(4, 8)
+    with torch.no_grad(): assert torch.allclose(H(z, noise='none'), upsample(G(z, noise='none'), low_pass_kernel()), atol=1e-5)
+    assert H.resolution == 32 and E(torch.randn(4, 3, 32, 32)).shape == (4,) and torch.equal(H.w_avg, G.w_avg)
+    for k in ('conv', 'fc', 'out'): assert torch.equal(getattr(E, k).weight, getattr(D, k).weight)
+    assert all(torch.equal(a.conv0.weight, b.conv0.weight) for a, b in zip(D.blocks, E.blocks[1:]))
+
+def test_cached_batches(tmp_path):
+    draw = cached_batches(20, 16, 0, tmp_path/'bank.npy')
+    x = draw(6, make_rng(3))
     assert x.shape == (6, 3, 16, 16) and x.abs().max() <= 1
-    again = gan.image_bank(20, 16, 0, tmp_path/'bank.npy')
-    assert torch.equal(x, again(6, generator(3))) and [p.name for p in tmp_path.iterdir()] == ['bank.npy']
+    again = cached_batches(20, 16, 0, tmp_path/'bank.npy')
+    assert torch.equal(x, again(6, make_rng(3))) and [p.name for p in tmp_path.iterdir()] == ['bank.npy']
 
 # ---- the loop, killed
 
 SCRIPT = '''
 import sys, torch
 torch.set_num_threads(1)
-from cycle_nb.gan import train_generator, Discriminator
+from cycle_nb.train_generator import AdversarialTask, train_generator
+from cycle_nb.gan import Discriminator
 from cycle_nb.stylegan2 import Generator
 torch.manual_seed(0)
 G = Generator(16, 8, 8, 2, 128, 16)
 D = Discriminator(16, 128, 16)
-real = lambda n, rng: torch.rand(n, 3, 16, 16, generator=rng) * 2 - 1
-E = train_generator(real, G, D, images=240, batch=4, out=sys.argv[1], save_every=40, log_every=40, sample_every=120,
-                    pl_every=4, r1_every=4, noise='random')
+real = lambda n, rng: (torch.randn(n, 8, generator=rng), torch.rand(n, 3, 16, 16, generator=rng)*2 - 1)
+look = lambda a, b: (a - b).square().mean((1, 2, 3))
+task = AdversarialTask(G, D, real, 60, 4, r_every=4, path_every=4, alone=5, anchor=1., distance=look, rise=40, cool=.3)
+E = train_generator(task, sys.argv[1], save_every=10, log_every=10, sheet_every=30)
 torch.save([E.state_dict(), D.state_dict()], sys.argv[1] + '/end.pt')
 '''
 
@@ -310,22 +337,22 @@ def test_resumed_after_a_kill_equals_unbroken(tmp_path):
     a, b = (torch.load(tmp_path/k/'end.pt', weights_only=True) for k in 'ab')
     for x, y in zip(a, b):
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
-    assert len((tmp_path/'a/log.jsonl').read_text().splitlines()) == 6 and (tmp_path/'a/samples_0000240.png').exists()
+    assert len((tmp_path/'a/log.jsonl').read_text().splitlines()) == 6 and (tmp_path/'a/sheet_000060.png').exists()
 
 # ---- files
 
 def test_round_trip(G, tmp_path):
     G.w_avg.normal_()
-    weights.save_generator(G, tmp_path/'g.safetensors', half=False)
-    H, z = weights.load_generator(tmp_path/'g.safetensors'), torch.randn(4, 8)
+    save_model(G, tmp_path/'g.safetensors', half=False)
+    H, z = load_generator(tmp_path/'g.safetensors'), torch.randn(4, 8)
     assert torch.equal(G(z, .7), H(z, .7)) and H.config == G.config and H.card['class'] == 'Generator'
-    weights.save_generator(G, tmp_path/'h.safetensors')
-    H = weights.load_generator(str(tmp_path/'h.safetensors'))
+    save_model(G, tmp_path/'h.safetensors')
+    H = load_generator(str(tmp_path/'h.safetensors'))
     assert (G(z) - H(z)).abs().max() < .03 and H.w_avg.dtype == torch.float32
     assert (tmp_path/'h.safetensors').stat().st_size < .6 * (tmp_path/'g.safetensors').stat().st_size
 
 def test_unknown_names_are_named():
-    for load in (weights.load_generator, weights.load_encoder):
+    for load in (load_generator, load_encoder):
         with pytest.raises(InputError, match='no_such_thing'): load('no_such_thing')
         with pytest.raises(InputError, match='package has'): load('no/such')
 
@@ -333,16 +360,16 @@ def test_leftovers_are_named(G, tmp_path):
     sd = G.state_dict()
     sd['surplus'] = sd.pop('mapping.w_avg')
     sd['synthesis.b4.const'] = sd['synthesis.b4.const'][:2]
-    with pytest.raises(InputError) as e: weights.build_model({'class': 'Generator', 'config': G.config}, sd, 'some.safetensors')
+    with pytest.raises(InputError) as e: model_from_card({'class': 'Generator', 'config': G.config}, sd, 'some.safetensors')
     for s in ('some.safetensors', 'surplus', 'mapping.w_avg', 'synthesis.b4.const'): assert s in str(e.value)
 
 def test_class_table_is_closed(tmp_path):
     for name in ('system', 'os.system', None, 7):
-        with pytest.raises(InputError): weights.build_model({'class': name, 'config': {}}, {}, 'x')
+        with pytest.raises(InputError): model_from_card({'class': name, 'config': {}}, {}, 'x')
 
 def test_damaged_file_is_an_input_error(G, tmp_path):
-    weights.save_generator(G, tmp_path/'g.safetensors')
+    save_model(G, tmp_path/'g.safetensors')
     data = (tmp_path/'g.safetensors').read_bytes()
     for bad in (b'', data[:7], data[:100], data[:-10], b'\xff' * 64):
         (tmp_path/'bad.safetensors').write_bytes(bad)
-        with pytest.raises(InputError): weights.load_generator(tmp_path/'bad.safetensors')
+        with pytest.raises(InputError): load_generator(tmp_path/'bad.safetensors')

@@ -1,14 +1,19 @@
 "Files from outside: every kind of image, every kind of damage, killed writers, unreliable servers."
 import hashlib, http.server, io, math, os, random, signal, struct, subprocess, sys, threading, time, zlib
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 from conftest import ROOT
-from cycle_nb import core
-from cycle_nb.core import InputError, atomic, fetch, read_image, save_image, to_pil, to_tensor
-from cycle_nb.images import ImageFolder, align, face_square, landmarks, load_images, pad_square, paste_back, unpad_square
+from cycle_nb import files
+from cycle_nb.core import InputError
+from cycle_nb.files import atomic, center_crop, read_image, read_json, save_image, save_torch, to_pil, to_tensor, write_json
+from cycle_nb.download import cache_dir, fetch
+from cycle_nb.models import load_tensors, save_tensors
+from cycle_nb.images import (SUFFIXES, UNREADABLE, ImageFolder, align, crop_transform, image_paths, landmarks, load_images, pad_square, paste_back,
+    unpad_square)
 
 
 def refused(f, *args, **kw):
@@ -121,7 +126,219 @@ def test_one_pixel(tmp_path, size):
     assert imgs.shape == (1, 3, 64, 64) and imgs.min() > .99
 
 
+# --- the door: images of every form ---------------------------------------------------------
+
+LAYOUTS = {'CHW': lambda x: x, 'HWC': lambda x: x.movedim(-3, -1)}
+sizes = st.integers(5, 24)          # a side of 1, 3 or 4 pixels could be taken for colours
+
+
+def picture(h, w, c=3, seed=0, batch=()):
+    "Random bytes (…,C,H,W)."
+    return torch.randint(0, 256, (*batch, c, h, w), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def grid_of_forms(x):
+    "One image, (C,H,W) bytes, in every form that says the same."
+    for order, f in LAYOUTS.items():
+        y = f(x)
+        for batch in (False, True):
+            z = y[None] if batch else y
+            yield f'{order} tensor', z
+            yield f'{order} tensor, not contiguous', z.movedim(0, -1).contiguous().movedim(-1, 0)
+            yield f'{order} array', z.numpy()
+            yield f'{order} array, Fortran order', np.asfortranarray(z.numpy())
+            yield f'{order} array, read-only', np.frombuffer(z.contiguous().numpy().tobytes(), 'uint8').reshape(z.shape)
+    yield 'reversed twice', x.numpy()[..., ::-1][..., ::-1]
+    yield 'list', [x.numpy()]
+    yield 'tuple', (LAYOUTS['HWC'](x),)
+    yield 'generator', (y for y in [x])
+    yield 'PIL', to_pil(x.float()/127.5 - 1)
+
+
+@given(sizes, st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_bytes_in_every_form_are_the_same_picture(n, seed):
+    x = picture(n, n, seed=seed)
+    want = x.float()/127.5 - 1
+    for name, form in grid_of_forms(x):
+        got, names = load_images(form, n)
+        assert got.shape == (1, 3, n, n) and got[0].equal(want) and names == ['image0'], name
+
+
+@given(sizes, st.sampled_from(['float16', 'float32', 'float64', '>f4', 'longdouble']), st.sampled_from(list(LAYOUTS)))
+@settings(max_examples=30, deadline=None)
+def test_floats_of_every_width(n, dtype, order):
+    x = picture(n, n).float()/127.5 - 1
+    a = LAYOUTS[order](x).numpy().astype(dtype)
+    got = load_images(a, n)[0]
+    assert got.dtype == torch.float32 and (got[0] - x).abs().max() < 1e-3
+    if dtype in ('float16', 'float32', 'float64'): assert load_images(torch.from_numpy(a), n)[0].equal(got)
+    if dtype == 'float32': assert (load_images(torch.from_numpy(a).bfloat16(), n)[0] - got).abs().max() < .01
+
+
+@given(st.integers(5, 60), st.integers(5, 60), st.integers(8, 40), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_any_size_becomes_the_middle_square(h, w, size, n):
+    x = picture(h, w, batch=(n,))
+    for form in (x, x.numpy(), LAYOUTS['HWC'](x).numpy(), list(x)):
+        got, names = load_images(form, size)
+        assert got.shape == (n, 3, size, size) and got.abs().max() <= 1 and len(set(names)) == n
+    s = min(h, w)
+    middle = x[..., (h-s)//2:(h-s)//2+s, (w-s)//2:(w-s)//2+s]
+    assert load_images(middle, size)[0].equal(load_images(x, size)[0])
+
+
+def test_a_file_and_its_array_show_the_same(tmp_path):
+    im = photo(90, 70)
+    im.save(tmp_path/'a.png')
+    for size, tol in ((70, 0), (32, .06)):      # two filters: Pillow's and torch's
+        assert (load_images(np.asarray(im), size)[0] - load_images(tmp_path/'a.png', size)[0]).abs().mean() <= tol
+
+
+@given(st.integers(1, 7), sizes, sizes)
+@settings(max_examples=30, deadline=None)
+def test_channels(c, h, w):
+    x = picture(h, w, c)
+    if c not in (1, 3, 4):
+        assert str(tuple(x.shape)) in refused(load_images, x, 16)
+        return
+    got = load_images(x, min(h, w))[0]
+    if c == 1: assert got[:, 0].equal(got[:, 1]) and got[:, 0].equal(got[:, 2])
+    if c == 4:
+        s = min(h, w)
+        im = Image.fromarray(LAYOUTS['HWC'](x).numpy(), 'RGBA').crop(((w-s)//2, (h-s)//2, (w-s)//2+s, (h-s)//2+s))
+        assert (got[0] - to_tensor(im)).abs().max() < .02           # Pillow rounds
+        assert '4 channels' in refused(load_images, x.float()/127.5 - 1, 16)
+
+
+@given(st.floats(-500, 500, width=32), st.floats(-500, 500, width=32))
+@settings(max_examples=60, deadline=None)
+def test_range_is_checked(a, b):
+    x = torch.tensor([a, b]).repeat(3, 8, 4)
+    low, high = min(a, b), max(a, b)
+    for form in (x, x.numpy(), x.double()):
+        if low < -1.05 or high > 1.05:
+            said = refused(load_images, form, 8)
+            assert f'from {low:.3g} to {high:.3g}' in said and ';' in said
+        else: assert load_images(form, 8)[0].abs().max() <= 1
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf'), 1e300])
+def test_one_bad_number_is_enough(bad):
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.double)
+    x[1, 2, 3, 4] = bad
+    for form in (x, x.numpy(), list(x)): assert 'not finite' in refused(load_images, form, 8)
+
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.complex64])
+def test_other_numbers_are_refused(dtype):
+    x = torch.zeros(1, 3, 8, 8).to(dtype)
+    for form in (x, x.numpy()): assert str(dtype)[6:] in refused(load_images, form, 8)
+    assert 'object' in refused(load_images, np.zeros((8, 8, 3), object), 8)
+
+
+@given(st.lists(st.integers(0, 6), max_size=6))
+@example([2, 1, 4])
+@settings(max_examples=60, deadline=None)
+def test_any_shape_is_read_or_refused_in_a_line(shape):
+    for x in (torch.zeros(shape), np.zeros(shape, 'uint8')):
+        try: got = load_images(x, 8)[0]
+        except InputError as e: assert '\n' not in str(e) and (str(tuple(shape)) in str(e) or 4 in shape and 'has 4 channels' in str(e))
+        else: assert got.shape[1:] == (3, 8, 8) and len(shape) in (3, 4) and 0 not in shape
+
+
+@pytest.mark.parametrize('x, word', [(None, 'NoneType'), (7, 'int'), (1.5, 'float'), (b'png', 'bytes'), ({'a': 1}, 'dict'), (io.BytesIO(b'x'), 'BytesIO'),
+                                     ([None], 'NoneType'), ([[1]], 'list'), ([], 'none'), ((), 'none'), ('', 'name'), ([''], 'name'), (object, 'type'),
+                                     ('x'*5000, 'check the name')])
+def test_what_is_no_image_is_named(x, word):
+    assert word in refused(load_images, x, 8)
+
+
+def test_pil_images_that_cannot_be_read(tmp_path):
+    photo(200, 150).save(tmp_path/'a.png')
+    whole = (tmp_path/'a.png').read_bytes()
+    shut, cut = Image.open(io.BytesIO(whole)), Image.open(io.BytesIO(whole[:len(whole)//2]))
+    shut.close()
+    for im in (shut, cut, Image.new('RGB', (0, 5))): assert 'PIL' in refused(load_images, im, 8)
+
+
+def test_hosts_with_other_habits():
+    "Default dtypes, modes without gradients, autocast: the result is the same."
+    x = picture(20, 20)
+    want = load_images(x, 16)[0]
+    with torch.inference_mode(): assert load_images(x, 16)[0].equal(want)
+    with torch.autocast('cpu', dtype=torch.bfloat16): assert load_images(x, 16)[0].equal(want)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = load_images(x, 16)[0]
+        assert got.dtype == torch.float32 and got.equal(want)
+    finally: torch.set_default_dtype(torch.float32)
+    held = (want*.5).requires_grad_()
+    assert not load_images(held, 16)[0].requires_grad
+
+
+def test_bad_ones_of_a_list_are_told_and_left_out(tmp_path):
+    (tmp_path/'empty').mkdir()
+    bad = []
+    got, names = load_images([picture(8, 8), None, tmp_path/'empty', np.zeros((8, 8), 'uint8'), tmp_path/'x.png', photo()], 8, on_error=bad.append)
+    assert names == ['image0', 'image1'] and len(got) == 2 and len(bad) == 4 and all(isinstance(e, InputError) for e in bad)
+
+
+# --- folders --------------------------------------------------------------------------------
+
+def test_every_suffix_of_a_readable_format_is_found(tmp_path):
+    from cycle_nb.files import FORMATS
+    known = {s for s, f in Image.registered_extensions().items() if f in FORMATS}
+    assert known <= set(SUFFIXES) and not set(SUFFIXES) & set(UNREADABLE)
+    for s in SUFFIXES: (tmp_path/f'a{s}').touch(); (tmp_path/f'b{s.upper()}').touch()
+    assert len(image_paths(tmp_path)) == 2*len(SUFFIXES)
+    photo().convert('L').save(tmp_path/'real.pgm')
+    photo().save(tmp_path/'real.jfif', 'JPEG')
+    assert [len(load_images(tmp_path/f'real.{s}', 8)[0]) for s in ('pgm', 'jfif')] == [1, 1]
+
+
+def test_a_picture_nobody_can_read_is_named(tmp_path, capsys):
+    photo().save(tmp_path/'a.png')
+    (tmp_path/'IMG_1.HEIC').write_bytes(b'\0\0\0\x18ftypheic' + bytes(64))
+    (tmp_path/'notes.txt').write_text('not a picture, and not meant')
+    assert 'IMG_1.HEIC' in refused(load_images, tmp_path, 8)
+    bad = []
+    assert load_images(tmp_path, 8, on_error=bad.append)[1] == ['a'] and 'IMG_1.HEIC' in str(bad[0])
+    folder = ImageFolder(tmp_path, 8)
+    assert len(folder) == 2 and 'IMG_1.HEIC' in folder.drop_unreadable()[0] and len(folder) == 1 and folder(3).shape == (3, 3, 8, 8)
+    from cycle_nb.recipes import picture_folder
+    assert len(picture_folder(tmp_path, 8)) == 1 and 'IMG_1.HEIC' in capsys.readouterr().err
+    (tmp_path/'a.png').unlink()
+    assert 'none of the 1 images' in refused(ImageFolder(tmp_path, 8).drop_unreadable)
+
+
+def test_tilde(tmp_path, monkeypatch):
+    "~ is the home folder; a name that only begins with it is a name."
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.setenv('USERPROFILE', str(tmp_path)); monkeypatch.chdir(tmp_path)
+    for name in ('~f.png', '~$word.png', 'ok.png'): photo().save(tmp_path/name)
+    assert image_paths('~/ok.png') == [tmp_path/'ok.png'] and len(image_paths('~')) == 3
+    for name in ('~f.png', '~$word.png', './~f.png'): assert load_images(name, 8)[1] == [Path(name).stem]
+    assert read_image('~f.png').size == (40, 30)
+    write_json([1], '~g.json')
+    assert read_json('~g.json') == [1] and (tmp_path/'~g.json').is_file()
+
+
+def test_folders_in_folders_and_what_is_hidden(tmp_path):
+    for name in ('b.png', 'a/c.png', '.hidden.png', '.git/d.png', 'a/.e.png'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        photo().save(tmp_path/name)
+    assert image_paths(tmp_path) == [tmp_path/'b.png']
+    assert image_paths(tmp_path, recursive=True) == [tmp_path/'a'/'c.png', tmp_path/'b.png']
+    assert len(ImageFolder(tmp_path, 8)) == 2
+
+
 # --- every damage --------------------------------------------------------------------------
+
+@pytest.mark.parametrize('suffix', [f.lower() for f in files.FORMATS if f not in ('PPM', 'AVIF', 'JPEG2000')] + ['jp2', 'ppm'])
+def test_every_format(tmp_path, suffix):
+    photo().save(tmp_path/f'a.{suffix}')
+    assert read_image(tmp_path/f'a.{suffix}').size == photo().size
+
 
 def test_missing(tmp_path): assert 'no such file' in refused(read_image, tmp_path/'a.png')
 
@@ -189,13 +406,13 @@ def test_pixel_bomb_is_refused_before_decoding(tmp_path, w, h, monkeypatch):
 
 def test_bomb_costs_no_memory(tmp_path, python):
     (tmp_path/'a.png').write_bytes(bomb(13_000, 13_000))       # half a gigabyte, if it were decoded
-    code = ('import sys, resource; from cycle_nb import core; m = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-            'a = m()\ntry: core.read_image(sys.argv[1])\nexcept core.InputError: print(m()-a)')
+    code = ('import sys, resource; from cycle_nb.core import InputError; from cycle_nb.files import read_image; m = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+            'a = m()\ntry: read_image(sys.argv[1])\nexcept InputError: print(m()-a)')
     assert int(python(code, tmp_path/'a.png')) < 60_000        # kB
 
 
 def test_large_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch):
-    monkeypatch.setattr(core, 'MAX_PIXELS', 10_000_000)
+    monkeypatch.setattr(files, 'MAX_PIXELS', 10_000_000)
     Image.new('RGB', (9000, 6000), 'red').save(tmp_path/'a.jpg')
     im = read_image(tmp_path/'a.jpg')
     assert im.width >= 2000 and abs(im.width/im.height - 1.5) < .01
@@ -269,7 +486,7 @@ def test_suffix_and_place_are_checked(tmp_path):
     assert 'png' in refused(save_image, photo(), tmp_path/'a.xyz')
     (tmp_path/'file').touch()
     for bad in (tmp_path/'file'/'a.png', '/proc/none/a.png', tmp_path):
-        refused(core.write_json, {}, bad)
+        refused(write_json, {}, bad)
     assert os.listdir(tmp_path) == ['file']
 
 
@@ -277,16 +494,51 @@ def test_full_disk_is_one_line_and_leaves_the_old_file():
     if not os.path.exists('/dev/full'): pytest.skip('no /dev/full here')
     import tempfile
     with tempfile.TemporaryDirectory() as d:
-        core.write_json({'old': 1}, f'{d}/a.json')
+        write_json({'old': 1}, f'{d}/a.json')
         def full():
-            with atomic(f'{d}/a.json') as part, open('/dev/full', 'w') as f: f.write('x'*10_000)
+            with atomic(f'{d}/a.json'), open('/dev/full', 'w') as f: f.write('x'*10_000)
         assert 'a.json' in refused(full)
-        assert core.read_json(f'{d}/a.json') == {'old': 1} and os.listdir(d) == ['a.json']
+        assert read_json(f'{d}/a.json') == {'old': 1} and os.listdir(d) == ['a.json']
+
+
+FULL = '''
+import resource, sys, torch
+from cycle_nb.core import InputError
+from cycle_nb.files import save_image, save_torch, write_json
+from cycle_nb.models import save_tensors
+from cycle_nb.checkpoints import convert
+folder, kind = sys.argv[1:]
+x, save = torch.rand(3, 200, 200), dict(json=lambda p: write_json(list(range(50_000)), p), safetensors=lambda p: save_tensors(p, {"x": x}, {}),
+                                        pt=lambda p: save_torch({"x": x}, p), pth=lambda p: convert("sdfaces64", p, "nvidia")).get(kind, lambda p: save_image(x, p))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try: save(folder + "/a." + kind)
+except InputError as e: print(e)
+'''
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='needs a limit of file sizes')
+@pytest.mark.parametrize('kind', ['json', 'safetensors', 'pt', 'pth', 'png', 'jpg', 'tif', 'webp'])
+def test_every_kind_of_file_meets_a_full_disk(tmp_path, python, kind):
+    "One line that names the file; what was there stays, and nothing half-written is left."
+    (tmp_path/f'a.{kind}').write_text('old')
+    said = python(FULL, tmp_path, kind)
+    assert said.count('\n') == 1 and f'a.{kind}: cannot be written' in said and 'make room' in said
+    assert os.listdir(tmp_path) == [f'a.{kind}'] and (tmp_path/f'a.{kind}').read_text() == 'old'
+
+
+def test_other_mistakes_are_not_called_a_full_disk(tmp_path):
+    with pytest.raises(Exception) as e: save_torch(lambda: 0, tmp_path/'a.pt')
+    assert not isinstance(e.value, InputError) and not os.listdir(tmp_path)
+
+
+def test_middle_square():
+    assert center_crop(photo(40, 30)).tobytes() == photo(40, 30).crop((5, 0, 35, 30)).tobytes()
 
 
 WRITER = '''
 import sys, torch
-from cycle_nb.core import save_image, save_tensors, write_json
+from cycle_nb.files import save_image, write_json
+from cycle_nb.models import save_tensors
 folder, kind = sys.argv[1:]
 print("ready", flush=True)
 for i in range(10**6):
@@ -302,8 +554,8 @@ def whole(folder, kind):
     f = folder/f'a.{kind}'
     if not f.exists(): return True
     if kind == 'png': return len(set(read_image(f).getdata())) == 1
-    if kind == 'json': return len(set(core.read_json(f))) == 1
-    ts, card = core.load_tensors(f)
+    if kind == 'json': return len(set(read_json(f))) == 1
+    ts, card = load_tensors(f)
     return len(ts['x'].unique()) == 1 and ts['x'][0] == card['i'] % 100
 
 
@@ -331,7 +583,7 @@ def test_killed_in_mid_write(tmp_path, kind):
         kill_in_mid_write(tmp_path, kind)
         assert whole(tmp_path, kind)
     assert len(list(tmp_path.glob('.*.part*'))) == 1, "the second process swept the first one's leftover"
-    core.write_json(0, tmp_path/'a.json'); core.save_tensors(tmp_path/'a.safetensors', {}, {})
+    write_json(0, tmp_path/'a.json'); save_tensors(tmp_path/'a.safetensors', {}, {})
     save_image(photo(), tmp_path/'a.png')
     assert {f.name for f in tmp_path.iterdir()} == {'a.json', 'a.png', 'a.safetensors'}
 
@@ -387,6 +639,12 @@ def test_fetch_once(server, tmp_path):
 def test_fetch_into_the_cache(server, tmp_path, monkeypatch):
     monkeypatch.setenv('CYCLE_NB_CACHE', str(tmp_path/'cache'))
     assert fetch(server.url, HASH.upper()) == tmp_path/'cache'/'file.bin'
+
+
+def test_place_of_the_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv('CYCLE_NB_CACHE', raising=False); monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert cache_dir() == tmp_path/'cycle_nb'
+    monkeypatch.setenv('CYCLE_NB_CACHE', '~/x'); assert cache_dir() == type(tmp_path).home()/'x'
 
 
 def test_interrupted_resumes(server, tmp_path):
@@ -522,22 +780,22 @@ def test_square_by_the_published_formula(values):
     many = p.mean(0).repeat(68, 1)
     many[36:42], many[42:48], many[48], many[54] = p[0], p[1], p[3], p[4]
     for points in (p, many):
-        got = face_square(points).double() @ torch.tensor([[-1, -1, 1, 1], [-1, 1, 1, -1], [1, 1, 1, 1]]).double()
+        got = crop_transform(points).double() @ torch.tensor([[-1, -1, 1, 1], [-1, 1, 1, -1], [1, 1, 1, 1]]).double()
         assert (torch.view_as_complex(got.T.contiguous()) - torch.stack(want)).abs().max() < 1e-3
 
 
 def test_soft_margin_is_ffhqs():
     "Thirty pixels are missing on the left: a margin of 30 + a tenth of the side, blurred from a third of it inside, then fading to the median."
     img, sq = smooth(), turned(40, 0, 9.5, 44.5)
-    hard, soft = align(img, sq, 80), align(img, sq, 80, soft=True)          # column k shows x = k - 30
+    hard, soft = align(img, sq, 80), align(img, sq, 80, blur_outside=True)          # column k shows x = k - 30
     rows = slice(6, 74)                                                     # away from the upper and lower edge
     assert soft[:, rows, 43:].equal(hard[:, rows, 43:]) and not soft[:, rows, 30:43].equal(hard[:, rows, 30:43])
     middle = soft.flatten(1).median(1).values[:, None]
     off = lambda c, k: (c[:, :, k] - middle).abs().mean()
     assert off(soft, 0) < .35*off(hard, 0) and off(soft, 0) < off(soft, 15) < off(soft, 29)
-    back = paste_back(img, soft, sq, soft=True)
+    back = paste_back(img, soft, sq, blur_outside=True)
     assert back[:, :, 0].equal(img[:, :, 0]) and (back - img).abs().max() < .03
-    assert align(img, turned(20, 30, 60, 45), 64, soft=True).equal(align(img, turned(20, 30, 60, 45), 64))
+    assert align(img, turned(20, 30, 60, 45), 64, blur_outside=True).equal(align(img, turned(20, 30, 60, 45), 64))
 
 
 def test_landmarks_from_anything(tmp_path):
@@ -579,3 +837,18 @@ def test_padded_folder(tmp_path):
     assert part.shape == (3, 20, 50) and (part - torch.nn.functional.avg_pool2d(smooth(40, 100), 2)).abs()[:, 2:-2].max() < .05
     cut = ImageFolder(tmp_path, 50, flip=False)[1]
     assert (cut != -1).any(0).all()
+
+
+def test_a_first_download_is_pinned(server, tmp_path, capsys, monkeypatch):
+    "What has no published hash: the first download's is said, kept, and asked of the file from then on."
+    from cycle_nb import download as d
+    url = f'http://127.0.0.1:{server.server_address[1]}/net.pt'
+    monkeypatch.setitem(d.PUBLISHED, 'mine', dict(what='a network', url=url, licence='mine', sha256=None, size=None))
+    file = d.download('mine', tmp_path/'net.pt')
+    assert HASH in capsys.readouterr().out and (tmp_path/'net.pt.sha256').read_text().strip() == HASH
+    asked = len(server.asked)
+    assert d.download('mine', file) == file and len(server.asked) == asked        # not fetched again
+    file.write_bytes(b'changed')
+    assert d.download('mine', file).read_bytes() == DATA                           # noticed, and fetched again
+    (tmp_path/'net.pt.sha256').write_text('0'*64)
+    with pytest.raises(InputError, match='wrong content'): d.download('mine', file)

@@ -1,13 +1,15 @@
-"A bundle of untrained networks in the shipped layout, so that tests of the road need no trained ones."
+"A bundle of untrained networks in the shipped layout, so that tests of the pipeline need no trained ones."
 import os, subprocess, sys
 from pathlib import Path
 import pytest, torch
-from cycle_nb.core import make_card, save_image, seed_all
+from cycle_nb.models import make_card
+from cycle_nb.files import save_image
+from cycle_nb.core import seed_all
 from cycle_nb.encoder import Encoder
-from cycle_nb.losses import Attributes, Identity, Perceptual, save_net
+from cycle_nb.features import Attributes, Identity, Perceptual
 from cycle_nb.sdfaces import render, sample_factors
 from cycle_nb.stylegan2 import Generator
-from cycle_nb.weights import save_model
+from cycle_nb.models import save_model
 
 BODY = dict(widths=(8, 8, 12, 12, 16), depth=(1, 1, 1, 1, 1))
 
@@ -18,7 +20,7 @@ def write_bundle(folder, edits=('age', 'glasses', 'smile', 'yaw')):
     G = Generator(channel_base=512, channel_max=16)
     save_model(G, folder/'generator.safetensors', make_card('generator', seed=0))
     for name, net in dict(perceptual=Perceptual(**BODY), identity=Identity(**BODY), attributes=Attributes(**BODY)).items():
-        save_net(net, folder/f'{name}.safetensors', make_card(name, seed=0))
+        save_model(net, folder/f'{name}.safetensors', make_card(name, seed=0))
     for name, stage in dict(w=0, wplus=G.num_ws - 1, cycle=0).items():
         E = Encoder(w_avg=G.w_avg, stage=stage).eval()
         for head in E.heads[1:]: torch.nn.init.normal_(head.linear.bias, std=2.)
@@ -44,7 +46,7 @@ def faces(tmp_path_factory):
 def command(*args):
     "The installed command, or the same entry point where there is none."
     script = Path(sys.executable).with_name('cycle-nb')
-    run = [str(script)] if script.exists() else [sys.executable, '-c', 'import sys; from cycle_nb.invert import main; sys.exit(main())']
+    run = [str(script)] if script.exists() else [sys.executable, '-c', 'import sys; from cycle_nb.cli import main; sys.exit(main())']
     return [*run, *map(os.fspath, args)]
 
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
@@ -54,5 +56,5 @@ def cli(*args, **kw):
     return subprocess.run(command(*args), capture_output=True, text=True, errors='replace', timeout=600, env=ENV, **kw)
 
 def write_directions(folder, directions):
-    from cycle_nb.core import save_tensors
+    from cycle_nb.models import save_tensors
     save_tensors(folder/'directions.safetensors', directions, make_card('directions', seed=0))

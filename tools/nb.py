@@ -1,12 +1,14 @@
 """Work on the chapters: as text, as notebooks, executed.
 
-    python tools/nb.py text 04_layers --to DIR     notebook -> DIR/04_layers.py (percent format)
-    python tools/nb.py build 04_layers --from DIR  DIR/04_layers.py -> nbs/04_layers.ipynb, exported and executed
-    python tools/nb.py execute [04_layers ...]     run again what is in nbs/ and keep the new outputs
+    python tools/nb.py text 10_layers --to DIR     notebook -> DIR/10_layers.py (percent format)
+    python tools/nb.py build 10_layers --from DIR  DIR/10_layers.py -> nbs/10_layers.ipynb, exported and executed
+    python tools/nb.py execute [10_layers ...]     run again what is in nbs/ and keep the new outputs
+    python tools/nb.py hosted [10_layers ...]      a badge and an install cell, made from settings.ini
     python tools/nb.py readme                      nbs/index.ipynb -> README.md
 """
 import argparse, base64, hashlib, io, os, re, subprocess, sys, time
 from collections import Counter
+from configparser import ConfigParser
 from pathlib import Path
 import nbformat
 
@@ -56,13 +58,14 @@ def shrink(nb):
         cell.metadata.pop('execution', None)
         for out in cell.get('outputs', []):
             data = out.get('data', {})
-            data.pop('application/vnd.jupyter.widget-view+json', None)
+            if data.pop('application/vnd.jupyter.widget-view+json', None): data.pop('text/plain', None)
             out.get('metadata', {}).clear()
             pictures = [data.pop(m) for m in PICTURES if m in data]
             if pictures:
                 mime, raw = small_figure(base64.b64decode(pictures[0]))
                 data[mime] = base64.b64encode(raw).decode()
-        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if not is_bar(o)]
+        cell.metadata.pop('lines_to_next_cell', None)
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if not is_bar(o) and o.get('data', True)]
     nb.metadata.pop('widgets', None)
 
 
@@ -129,10 +132,51 @@ def readme():
     (ROOT/'README.md').write_text(note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')
 
 
+BADGE = re.compile(r'\n\n\[!\[Open in Colab\]\([^)]*\)\]\(https://colab\S*?/github/[^)]*\)(?=\n|$)')
+INSTALL = """#| hide
+# On a hosted notebook this installs the package; where it is there already, nothing happens.
+from importlib.util import find_spec
+if find_spec("cycle_nb") is None:
+    %pip install -q "cycle-nb @ git+{}"
+"""
+
+
+def repository():
+    "Where the project lives, from settings.ini: the address itself, and its owner and name."
+    ini = ConfigParser(delimiters=['='], inline_comment_prefixes=None)
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    home = ini['DEFAULT']['repository'].strip().rstrip('/')
+    if m := re.fullmatch(r'https://github\.com/([^/]+/[^/]+)', home): return home, m[1]
+    raise SystemExit(f'settings.ini: repository = {home}: the badge needs https://github.com/OWNER/NAME')
+
+
+def host(nb, name):
+    "A notebook with its badge and its install cell, once each, whatever it had before; nothing else moves."
+    home, slug = repository()
+    link = f'https://colab.research.google.com/github/{slug}/blob/main/nbs/{name}.ipynb'
+    badge = f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})'
+    nb.cells = [c for c in nb.cells if INSTALL.split('\n')[1] not in c.source]
+    second = nb.cells[1]
+    second.source = f'{BADGE.sub("", second.source).rstrip()}\n\n{badge}'
+    cell = nbformat.v4.new_code_cell(INSTALL.format(home).strip())
+    cell.id = hashlib.sha1(cell.source.encode()).hexdigest()[:8]
+    at = 3 if nb.cells[2].source.startswith('#| default_exp') else 2
+    nb.cells.insert(at, cell)
+    return nb
+
+
+def hosted(names):
+    "Badge and install cell for all notebooks, or for some; running it again changes nothing."
+    for name in names or [f.stem for f in sorted(NBS.glob('[!.]*.ipynb'))]:
+        path = NBS/f'{name}.ipynb'
+        write(host(nbformat.read(path, 4), name), path)
+        nbdev('clean', '--fname', str(path))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['text', 'build', 'execute', 'readme'])
+    p.add_argument('what', choices=['text', 'build', 'execute', 'hosted', 'readme'])
     p.add_argument('names', nargs='*')
     p.add_argument('--to', type=Path)
     p.add_argument('--from', dest='src', type=Path)
@@ -141,6 +185,7 @@ def main():
     os.environ['PYTHONPATH'] = str(ROOT) + os.pathsep + os.environ.get('PYTHONPATH', '')
     os.environ['PYDEVD_DISABLE_FILE_VALIDATION'] = '1'
     if a.what == 'readme': return readme()
+    if a.what == 'hosted': return hosted(a.names)
     for name in a.names or [f.stem for f in sorted(NBS.glob('[!.]*.ipynb'))]:
         path = NBS/f'{name}.ipynb'
         if a.what == 'text':

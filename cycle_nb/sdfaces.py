@@ -101,11 +101,23 @@ class GroundTruth:
         res:int, # pixels
     )->Tensor: # (3,res,res) in [-1,1]; None when `name` is no factor
         "The true edited image: the same picture, drawn again with one factor changed."
-        if name not in FACTORS: return None
-        u = self.u[i:i + 1]
-        u = with_factor(u, name, u[:, FACTORS.index(name)] + strength*FACTOR_STD)
-        big = render(u, 4*res, None if self.extras is None else self.extras[i:i + 1])
-        return to_tensor(to_pil(big[0]), res)
+        return self[i:i + 1].changed(name, strength).picture(0, res) if name in FACTORS else None
+
+    def changed(self,
+        name:str, # a factor
+        strength:float, # in standard deviations of the factor
+    )->'GroundTruth':
+        "One factor moved in all of them, inside its range."
+        u = with_factor(self.u, name, self.u[:, FACTORS.index(name)] + strength*FACTOR_STD)
+        return GroundTruth(u, self.extras)
+
+    def picture(self,
+        i:int, # which image
+        res:int, # pixels
+    )->Tensor: # (3,res,res) in [-1,1]
+        "Draw one, as the held-out faces are drawn: large, then made smaller."
+        extras = None if self.extras is None else self.extras[i:i + 1]
+        return to_tensor(to_pil(render(self.u[i:i + 1], 4*res, extras)[0]), res)
 
 # %% ../nbs/07_sdfaces.ipynb #370bc096
 def render_dataset(

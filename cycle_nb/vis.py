@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['grid', 'labelled_grid', 'filmstrip', 'show', 'data_uri', 'Player', 'player', 'live_or_player', 'SliderView',
-           'slider_view', 'figure_image', 'plot_curves', 'tradeoff_axes']
+           'slider_view', 'captioned_html', 'numbers_html', 'plane_html', 'figure_image', 'plot_curves',
+           'tradeoff_axes']
 
 # %% ../nbs/04_vis.ipynb #50bf77e1
 import base64, html, io, json, math
@@ -281,6 +282,75 @@ def slider_view(
              for k, v in values.items() if isinstance(axes[k], tuple)}
     still = player(frames, title, scale, start, max_kb, **values)
     return SliderView(widgets.VBox([widgets.Label(title), *bars.values(), view]), still)
+
+# %% ../nbs/04_vis.ipynb #bb2596ef
+_LOOK = 'font-family:system-ui,sans-serif;font-size:13px;'
+
+def captioned_html(
+    img, # (3,H,W) in [-1,1], or PIL
+    caption:str,
+    size:int=192, # pixels on the screen
+)->str: # HTML
+    "One picture with its caption, for panels that change under a slider."
+    im, c = (to_pil(img) if isinstance(img, Tensor) else img), html.escape(caption)
+    src = data_uri(im.resize((size, size), Image.BICUBIC), 'JPEG', quality=90, subsampling=0)
+    look = 'display:block;border-radius:8px;margin-bottom:4px;width:100%;height:auto'
+    return (f'<div style="{_LOOK}text-align:center;flex:0 1 {size}px;min-width:min(140px,44%)">'
+            f'<img alt="{c}" style="{look}" src="{src}">{c}</div>')
+
+def numbers_html(
+    rows:dict, # name of a row -> name of a number -> value
+    labels:dict=None, # name of a number -> text above it
+)->str: # HTML
+    "Measured numbers as a small table; each carries its name and its row as data."
+    names = list(dict.fromkeys(k for r in rows.values() for k in r))
+    head = ''.join(f'<th style="font-weight:400;opacity:.65;padding:0 12px 0 0;text-align:left">'
+                   f'{html.escape((labels or {}).get(k, k))}</th>' for k in ['', *names])
+    cell = lambda r, k, v: (f'<td data-number="{k}" data-row="{html.escape(r)}" '
+                            f'style="padding:0 12px 0 0"><b>{v:.4f}</b></td>')
+    body = ''.join(f'<tr><td style="padding-right:12px">{html.escape(r)}</td>'
+                   + ''.join(cell(r, k, m[k]) if k in m else '<td></td>' for k in names)
+                   + '</tr>' for r, m in rows.items())
+    return (f'<div style="overflow-x:auto"><table style="{_LOOK}border-collapse:collapse">'
+            f'<tr>{head}</tr>{body}</table></div>')
+
+def plane_html(
+    curves:dict, # name -> list of (x, y, label): measured points, joined in their order
+    here:dict, # name -> (x, y): where the face stands now
+    x:str, # text below
+    y:str, # text beside
+    level:float=None, # a dashed line at this y
+    level_name:str='', # what it is
+    size:int=230, # pixels
+)->str: # HTML
+    "Points on a plane of two errors, the present one large; both axes begin at 0."
+    marks = [(p, q) for ps in curves.values() for p, q, _ in ps] + [*here.values()]
+    wide, high = (1.12*max([v for v in vs if v == v] + [1e-6]) for vs in
+                  ([p for p, _ in marks], [q for _, q in marks] + [level or 0.]))
+    X, Y = lambda v: 34 + v/wide*(size - 44), lambda v: size - 26 - v/high*(size - 40)
+    colour, parts = dict(zip(curves, ('#3b75c4', '#d9822b', '#3a923a'))), []
+    for name, points in curves.items():
+        at = ' '.join(f'{X(p):.1f},{Y(q):.1f}' for p, q, _ in points)
+        parts.append(f'<polyline points="{at}" fill="none" stroke="{colour[name]}" opacity=".5"/>')
+        parts += [f'<circle cx="{X(p):.1f}" cy="{Y(q):.1f}" r="3" fill="{colour[name]}"><title>'
+                  f'{html.escape(f"{name}, {t}: {p:.4f}, {q:.4f}")}</title></circle>'
+                  for p, q, t in points]
+    if level is not None:
+        parts.append(f'<path d="M34 {Y(level):.1f}H{size - 10}" stroke="currentColor" '
+                     f'stroke-dasharray="3 3" opacity=".5"/><text x="{size - 10}" '
+                     f'y="{Y(level) - 3:.1f}" text-anchor="end">{html.escape(level_name)}</text>')
+    parts += [f'<circle data-here="{html.escape(k)}" cx="{X(p):.1f}" cy="{Y(q):.1f}" r="7" '
+              f'fill="none" stroke-width="2.5" stroke="{colour[k]}"/>' for k, (p, q) in here.items()]
+    legend = ''.join(f'<text x="{size - 10}" y="{12 + 13*k}" text-anchor="end" fill="{colour[n]}">'
+                     f'{html.escape(n)}</text>' for k, n in enumerate(curves))
+    says = '; '.join(f'{k}: {x} {p:.4f}, {y} {q:.4f}' for k, (p, q) in here.items())
+    return (f'<svg role="img" aria-label="{html.escape(says)}" width="{size}" height="{size}" '
+            f'viewBox="0 0 {size} {size}" style="{_LOOK}font-size:10.5px;max-width:100%" '
+            f'fill="currentColor"><path d="M34 8V{size - 26}H{size - 6}" fill="none" '
+            f'stroke="currentColor" opacity=".6"/><text x="34" y="{size - 12}">0</text>'
+            f'<text x="{size - 8}" y="{size - 12}" text-anchor="end">{html.escape(x)}</text>'
+            f'<text transform="translate(14 {size/2 + 8}) rotate(-90)" text-anchor="middle">'
+            f'{html.escape(y)}</text>{"".join(parts)}{legend}</svg>')
 
 # %% ../nbs/04_vis.ipynb #9595b0c9
 def figure_image(

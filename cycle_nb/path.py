@@ -93,8 +93,8 @@ def stop_label(
     last = method.split('+')[-1]
     return _STOPS.get(last, last)
 
-class CodePath:
-    "Codes and generators of some faces along a path out of W, each found when asked for first."
+class _Stops:
+    "Codes and generators at the stops, each found when asked for first."
     def __init__(self,
         inv:Inversion, # the faces
         tune:int=60, # steps at most, at each stop
@@ -130,6 +130,9 @@ class CodePath:
                 self._own[i, k] = own.generator(shared)
         return self._own[i, k]
 
+# %% ../nbs/42_path.ipynb #fc974179
+class CodePath(_Stops):
+    "The path out of W of some faces: its stops, and what lies between."
     def is_found(self, i:int, t:float, tuned:bool=False)->bool:
         "Whether what is between two stops can be shown at once."
         stops = {0, int(t), -int(-t//1)}
@@ -167,4 +170,5 @@ class CodePath:
             return [(*e, stop_label(self.path[k])) for e, k in zip(errors, ks)]
         out['shared'] = place(self.bundle.generator, found)
         own = [k for k in found if (i, k) in self._own] if tuned else []
-        return out | ({'tuned': [p for k in own for p in place(self._own[i, k], [k])]} if own else {})
+        if own: out['tuned'] = [p for k in own for p in place(self._own[i, k], [k])]
+        return out

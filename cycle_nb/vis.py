@@ -314,43 +314,50 @@ def numbers_html(
     return (f'<div style="overflow-x:auto"><table style="{_LOOK}border-collapse:collapse">'
             f'<tr>{head}</tr>{body}</table></div>')
 
+# %% ../nbs/04_vis.ipynb #74ac8d1a
+_COLOURS = '#3b75c4', '#d9822b', '#3a923a' # of curves
+
+def _svg_text(x:float, y:float, text:str, more:str='text-anchor="end"')->str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(text)}</text>'
+
+def _curve_svg(name:str, points:list, colour:str, X, Y)->str:
+    "Measured points and the line through them; each says what it is."
+    way = ' '.join(f'{X(p):.1f},{Y(q):.1f}' for p, q, _ in points)
+    dots = ''.join(f'<circle cx="{X(p):.1f}" cy="{Y(q):.1f}" r="3"><title>'
+                   f'{html.escape(f"{name}, {t}: {p:.4f}, {q:.4f}")}</title></circle>'
+                   for p, q, t in points)
+    return (f'<g fill="{colour}"><polyline points="{way}" fill="none" stroke="{colour}" '
+            f'opacity=".5"/>{dots}</g>')
+
 def plane_html(
     curves:dict, # name -> list of (x, y, label): measured points, joined in their order
-    here:dict, # name -> (x, y): where the face stands now
+    here:dict, # name of a curve -> (x, y): where the face stands now, a ring
     x:str, # text below
     y:str, # text beside
-    level:float=None, # a dashed line at this y
+    level:float=0., # a dashed line at this y
     level_name:str='', # what it is
     size:int=230, # pixels
 )->str: # HTML
-    "Points on a plane of two errors, the present one large; both axes begin at 0."
-    marks = [(p, q) for ps in curves.values() for p, q, _ in ps] + [*here.values()]
-    wide, high = (1.12*max([v for v in vs if v == v] + [1e-6]) for vs in
-                  ([p for p, _ in marks], [q for _, q in marks] + [level or 0.]))
-    X, Y = lambda v: 34 + v/wide*(size - 44), lambda v: size - 26 - v/high*(size - 40)
-    colour, parts = dict(zip(curves, ('#3b75c4', '#d9822b', '#3a923a'))), []
-    for name, points in curves.items():
-        at = ' '.join(f'{X(p):.1f},{Y(q):.1f}' for p, q, _ in points)
-        parts.append(f'<polyline points="{at}" fill="none" stroke="{colour[name]}" opacity=".5"/>')
-        parts += [f'<circle cx="{X(p):.1f}" cy="{Y(q):.1f}" r="3" fill="{colour[name]}"><title>'
-                  f'{html.escape(f"{name}, {t}: {p:.4f}, {q:.4f}")}</title></circle>'
-                  for p, q, t in points]
-    if level is not None:
-        parts.append(f'<path d="M34 {Y(level):.1f}H{size - 10}" stroke="currentColor" '
-                     f'stroke-dasharray="3 3" opacity=".5"/><text x="{size - 10}" '
-                     f'y="{Y(level) - 3:.1f}" text-anchor="end">{html.escape(level_name)}</text>')
-    parts += [f'<circle data-here="{html.escape(k)}" cx="{X(p):.1f}" cy="{Y(q):.1f}" r="7" '
-              f'fill="none" stroke-width="2.5" stroke="{colour[k]}"/>' for k, (p, q) in here.items()]
-    legend = ''.join(f'<text x="{size - 10}" y="{12 + 13*k}" text-anchor="end" fill="{colour[n]}">'
-                     f'{html.escape(n)}</text>' for k, n in enumerate(curves))
+    "Points on a plane of two errors; both axes begin at 0."
+    places = [p[:2] for ps in curves.values() for p in ps] + [*here.values(), (0., level)]
+    wide, high = (1.12*max(1e-6, *v) for v in zip(*places))
+    X, Y = lambda v: 30 + v/wide*(size - 40), lambda v: size - 26 - v/high*(size - 40)
+    colours, right = dict(zip(curves, _COLOURS)), size - 10
+    parts = [_curve_svg(k, ps, colours[k], X, Y) for k, ps in curves.items()]
+    parts += [f'<circle data-here="{k}" cx="{X(p):.1f}" cy="{Y(q):.1f}" r="7" fill="none" '
+              f'stroke-width="2.5" stroke="{colours[k]}"/>' for k, (p, q) in here.items()]
+    parts += [_svg_text(right, 12 + 13*k, n, f'text-anchor="end" fill="{colours[n]}"')
+              for k, n in enumerate(curves)]
+    line = 'fill="none" stroke="currentColor"'
+    parts += [f'<path d="M30 {Y(level):.1f}H{right}" {line} stroke-dasharray="3 3"/>',
+              _svg_text(right, Y(level) - 3, level_name), _svg_text(right, size - 12, x),
+              f'<path d="M30 8V{size - 26}H{right}" {line}/>',
+              _svg_text(0, 0, y, f'transform="translate(20 {size/2:.0f}) rotate(-90)" '
+                                 'text-anchor="middle"')]
     says = '; '.join(f'{k}: {x} {p:.4f}, {y} {q:.4f}' for k, (p, q) in here.items())
     return (f'<svg role="img" aria-label="{html.escape(says)}" width="{size}" height="{size}" '
-            f'viewBox="0 0 {size} {size}" style="{_LOOK}font-size:10.5px;max-width:100%" '
-            f'fill="currentColor"><path d="M34 8V{size - 26}H{size - 6}" fill="none" '
-            f'stroke="currentColor" opacity=".6"/><text x="34" y="{size - 12}">0</text>'
-            f'<text x="{size - 8}" y="{size - 12}" text-anchor="end">{html.escape(x)}</text>'
-            f'<text transform="translate(14 {size/2 + 8}) rotate(-90)" text-anchor="middle">'
-            f'{html.escape(y)}</text>{"".join(parts)}{legend}</svg>')
+            f'viewBox="0 0 {size} {size}" fill="currentColor" style="{_LOOK}font-size:10.5px;'
+            f'max-width:100%">{"".join(parts)}</svg>')
 
 # %% ../nbs/04_vis.ipynb #9595b0c9
 def figure_image(

@@ -29,7 +29,8 @@ def find_browser():
     names = os.environ.get('CYCLE_NB_BROWSER'), 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
     return next(filter(None, (shutil.which(n) for n in names if n)), None)
 
-STILL = '''from cycle_nb.vis import player
+STILL = '''import torch
+from cycle_nb.vis import player
 player([torch.full((3, 32, 32), k/2 - 1.) for k in range(5)], 'without the kernel', k=range(5))'''
 
 @pytest.fixture
@@ -116,24 +117,36 @@ def test_the_explorer_explores(lab, page, tmp_path):
     page.wait_for_selector(f'{PANEL} img', timeout=600_000)
     page.wait_for_function('() => window.ranAll', timeout=600_000)
     page.locator(PANEL).scroll_into_view_if_needed()
-    first = shown(page, 't=0')
-    assert {'target', 'reconstruction', 'edit', 'true edit'} <= set(first['imgs'])
-    press(page, 't', 'ArrowRight', 10)
-    slid = shown(page, 't=0.5')
+    first = shown(page, 't=4')
+    assert {'target', 'reconstruction', 'edit', 'true edit', 'difference', 'tuned: reconstruction', 'tuned: edit'} <= set(first['imgs'])
+    assert page.locator(f'{PANEL} svg [data-here]').count() == 2 and page.locator(f'{PANEL} svg circle title').count() == 10
+    press(page, 't', 'ArrowLeft', 16)
+    slid = shown(page, 't=0', 'tuned=True')
     assert slid['imgs']['reconstruction'] != first['imgs']['reconstruction'] and slid['imgs']['target'] == first['imgs']['target']
-    assert slid['numbers']['from_w'] > first['numbers']['from_w'] and slid['numbers']['mse'] != first['numbers']['mse']
-    press(page, 'strength', 'ArrowRight', 6)
-    edited = shown(page, 't=0.5', 'strength=-1.2')
-    assert edited['imgs']['edit'] != slid['imgs']['edit'] and edited['imgs']['reconstruction'] == slid['imgs']['reconstruction']
-    page.locator('.cycle-explorer-edit select').select_option('age')
-    other = shown(page, 'edit=age')
-    assert other['imgs']['edit'] != edited['imgs']['edit'] and other['imgs']['true edit'] != edited['imgs']['true edit']
-    page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
+    assert slid['imgs']['tuned: edit'] != first['imgs']['tuned: edit']
+    assert slid['numbers']['from_w'] == 0 < first['numbers']['from_w'] and slid['numbers']['mse'] > first['numbers']['mse']
     page.locator('.cycle-explorer-tuned input').click()
     untuned = shown(page, 'tuned=False')
-    assert untuned['imgs']['reconstruction'] != other['imgs']['reconstruction']
+    assert 'tuned: edit' not in untuned['imgs'] and untuned['imgs']['edit'] == slid['imgs']['edit']
+    press(page, 'strength', 'ArrowRight', 6)
+    edited = shown(page, 't=0', 'strength=-1.2')
+    assert edited['imgs']['edit'] != slid['imgs']['edit'] and edited['imgs']['reconstruction'] == slid['imgs']['reconstruction']
+    page.locator('.cycle-explorer-edit2 select').select_option('age')
+    press(page, 'strength2', 'ArrowRight', 20)
+    both = shown(page, 'edit2=age', 'strength2=1')
+    assert both['imgs']['edit'] != edited['imgs']['edit'] and both['imgs']['true edit'] != edited['imgs']['true edit']
+    press(page, 't', 'ArrowRight', 16)
+    press(page, 'layers', 'ArrowRight', 5)
+    mixed = shown(page, 't=4', 'layers=5-10')
+    assert mixed['imgs']['reconstruction'] not in (first['imgs']['reconstruction'], both['imgs']['reconstruction'])
+    page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
     page.locator('.cycle-explorer-i select').select_option(index=1)
     assert shown(page, 'i=1')['imgs']['target'] != untuned['imgs']['target']
+    with page.expect_file_chooser() as chosen: page.locator('.cycle-explorer-upload').first.click()
+    chosen.value.set_files(ROOT/'data'/'samples'/'face_5.png')
+    mine = shown(page, 'i=6')
+    assert 'true edit' not in mine['imgs'] and {'target', 'reconstruction', 'edit'} <= set(mine['imgs'])
+    assert page.locator('.cycle-explorer-i select option').last.inner_text() == 'face_5'
     # one output, one of its kinds: the explorer is live; what stands below needs no kernel, and keeps the arrow keys to itself
     assert page.locator('.cycle-player').count() == 1 and page.locator('.cycle-player figcaption:visible').inner_text() == 'k = 0'
     page.locator('.cycle-player input').focus()
@@ -154,10 +167,12 @@ def test_whatever_a_bundle_lacks_the_explorer_shows(encoders, directions):
     nets = {k: Encoder(64, G.num_ws, 32, stage=9 if k == 'wplus' else 0).eval() for k in encoders}
     b = Bundle.from_networks(G, nets, Perceptual(**BODY), directions={k: torch.randn(32) for k in directions}, device='cpu')
     e = Explorer(invert(torch.zeros(2, 3, 64, 64), b, encoder=encoders[0], refine=0, tune=0))
-    c, panel = e.controls, e.widget.children[-1]
-    assert c['t'].disabled == ('wplus' not in encoders) and c['edit'].value == ('smile' if 'smile' in directions else None)
+    c, panel, end = e.controls, e.panel, 1 + ('wplus' in encoders and encoders != ('wplus',)) + len({'w', 'cycle'} & set(encoders) or encoders[:1])
+    e.widget
+    assert c['t'].max == end and c['edit'].value == ('smile' if 'smile' in directions else None)
     assert [v for _, v in c['edit'].options] == [None, *sorted(directions)]
-    for name, values in dict(i=(0, 1), t=(0., .5), edit=(None, *directions), strength=(-1., 2.), tuned=(True, False)).items():
+    for name, values in dict(i=(0, 1), t=(0., .5), edit=(None, *directions), strength=(-1., 2.), layers=((0, 3), (2, G.num_ws))).items():
         for v in values:
             c[name].value = v
-            assert panel.value.count('<img') == 3 and 'cycle-explorer-error' not in panel.value and f'{name}={v:g}' if isinstance(v, float) else f'{name}={v}' in panel.value
+            at = f'{name}={v:g}' if isinstance(v, float) else f'{name}={"-".join(map(str, v))}' if isinstance(v, tuple) else f'{name}={v}'
+            assert panel.value.count('<img') == 3 and 'cycle-explorer-error' not in panel.value and at in panel.value

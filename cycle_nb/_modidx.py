@@ -1303,6 +1303,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cycle_nb.vis.captioned_html': ('vis.html#captioned_html', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.data_uri': ('vis.html#data_uri', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.figure_image': ('vis.html#figure_image', 'cycle_nb/vis.py'),
+                              'cycle_nb.vis.film': ('vis.html#film', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.filmstrip': ('vis.html#filmstrip', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.grid': ('vis.html#grid', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.labelled_grid': ('vis.html#labelled_grid', 'cycle_nb/vis.py'),
@@ -1313,4 +1314,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cycle_nb.vis.plot_curves': ('vis.html#plot_curves', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.show': ('vis.html#show', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.slider_view': ('vis.html#slider_view', 'cycle_nb/vis.py'),
+                              'cycle_nb.vis.titled': ('vis.html#titled', 'cycle_nb/vis.py'),
                               'cycle_nb.vis.tradeoff_axes': ('vis.html#tradeoff_axes', 'cycle_nb/vis.py')}}}

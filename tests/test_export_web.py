@@ -9,7 +9,7 @@ from cycle_nb.export_web import (LIMIT, RUNTIME, export_images, export_web, meas
                                  synthesis_graph, to_text, web_page, web_weights)
 from cycle_nb.bundle import load_bundle, synthesize
 from cycle_nb.directions import apply_direction
-from cycle_nb.explore import lerp_codes
+from cycle_nb.path import lerp_codes
 from cycle_nb.files import to_bytes
 from cycle_nb.images import samples
 from cycle_nb.inversion import invert

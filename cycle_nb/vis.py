@@ -235,11 +235,10 @@ def film(
     caption:str, # what a reader hears who cannot see it
     seconds:float=2., # each frame
 ): # HTML
-    "Pictures one after the other, again and again; needs no script (an animated GIF)."
+    "Pictures one after the other, again and again; needs no script (an animated WebP)."
     from IPython.display import HTML
-    first, *more = [im.convert('RGB').quantize(128, Image.Quantize.MAXCOVERAGE)
-                    for im in frames]
-    src = data_uri(first, 'GIF', save_all=True, append_images=more, loop=0, optimize=True,
+    first, *more = [im.convert('RGB') for im in frames]
+    src = data_uri(first, 'WEBP', save_all=True, append_images=more, loop=0, quality=85, method=6,
                    duration=round(1000*seconds))
     return HTML(f'<img alt="{html.escape(caption)}" src="{src}">')
 

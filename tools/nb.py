@@ -127,9 +127,9 @@ def readme():
         folder.mkdir(exist_ok=True)
         (folder/f'index_{name}').write_bytes(data)
         text = text.replace(f']({name})', f'](nbs/figures/index_{name})')
-    for k, (uri, data) in enumerate(re.findall(r'src="(data:image/gif;base64,([^"]*))"', text)):    # a README shows files only
-        (folder/f'index_film_{k}.gif').write_bytes(base64.b64decode(data))
-        text = text.replace(uri, f'nbs/figures/index_film_{k}.gif')
+    for k, (uri, data) in enumerate(re.findall(r'src="(data:image/webp;base64,([^"]*))"', text)):    # a README shows files only
+        (folder/f'index_film_{k}.webp').write_bytes(base64.b64decode(data))
+        text = text.replace(uri, f'nbs/figures/index_film_{k}.webp')
     text = re.sub(r'```python\s*```', '', re.sub(r'[ \t]+$', '', text, flags=re.M))
     note = '<!-- Generated from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
     (ROOT/'README.md').write_text(note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')

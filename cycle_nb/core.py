@@ -46,7 +46,8 @@ def has_bf16(
     if device.type == 'cpu' and x86:
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if device.type == 'cpu': return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return getattr(torch.get_device_module(device), 'is_bf16_supported', lambda: False)()
+    supported = getattr(torch.get_device_module(device), 'is_bf16_supported', lambda: False)
+    return supported(including_emulation=False) if device.type == 'cuda' else supported()
 
 def num_workers(
     device:torch.device, # where they compute

@@ -12,6 +12,7 @@ import numpy as np
 from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
+from .core import check_rng, check_whole
 from .files import atomic, to_bytes, to_pil, to_tensor
 from .sdfaces_parts import EXTRAS, FACTORS, paint_portraits
 
@@ -21,7 +22,8 @@ def sample_factors(
     rng:torch.Generator=None, # for a repeatable draw
 )->Tensor: # (n,F), uniform in [-1,1], columns named by `FACTORS`
     "Draw the factors of faces, all independent."
-    return torch.rand(n, len(FACTORS), generator=rng)*2 - 1
+    n, how = check_whole(n, 'n'), dict(generator=check_rng(rng), dtype=torch.float32)
+    return torch.rand(n, len(FACTORS), **how)*2 - 1
 
 # %% ../nbs/07_sdfaces.ipynb #f555e153
 def with_factor(
@@ -56,8 +58,9 @@ def sample_extras(
     rng:torch.Generator=None, # for a repeatable draw
 )->Tensor: # (n,len(EXTRAS)), 0 = absent; each face has one to three extras
     "Draw what makes faces out of domain."
-    value = .05 + .95*torch.rand(n, len(EXTRAS), generator=rng)
-    rank = torch.rand(n, len(EXTRAS), generator=rng).argsort(1).argsort(1)
+    n, how = check_whole(n, 'n'), dict(generator=check_rng(rng), dtype=torch.float32)
+    value = .05 + .95*torch.rand(n, len(EXTRAS), **how)
+    rank = torch.rand(n, len(EXTRAS), **how).argsort(1).argsort(1)
     return value*(rank < torch.randint(1, 4, (n, 1), generator=rng))
 
 def sample_out_of_domain(

@@ -85,9 +85,11 @@ def as_images(
     img, # what was given
     G=None, # generator that shall draw them; None: of any size
     finite:bool=True, # refuse what is not? False: whoever asks looks for himself
+    any_size:bool=False, # as for an encoder, which resizes
 )->Tensor: # (B,C,R,R) float32
     "Images to optimise for; `InputError` says what is wrong, and what reads any form."
     c, r = getattr(G, 'config', {}).get('img_channels', 3), getattr(G, 'resolution', None)
+    r = None if any_size else r
     odd, side = _misfit(img, (c, r, r), finite), r or 'size'
     if not odd and (low := img.min()) >= 0 and (high := img.max()) > 3:
         odd = f'from {low:.3g} to {high:.3g}'

@@ -10,9 +10,10 @@ import html, torch
 from PIL import Image
 from functools import cached_property, lru_cache
 from torch import Tensor
-from .core import InputError
+from .core import InputError, check_number, check_whole, own_context
 from .files import to_pil
 from .vis import Player, data_uri, labelled_grid, live_or_player, player
+from .sdfaces_parts import FACTORS
 from .sdfaces import GroundTruth
 from .latents import spread
 from .directions import apply_direction
@@ -29,6 +30,7 @@ def lerp_codes(
     "A point on the line from the pivot to the W+ code."
     return torch.lerp(wp, wplus, float(t))
 
+@own_context()
 @torch.no_grad()
 def render_state(
     inv:Inversion,
@@ -43,6 +45,7 @@ def render_state(
 )->tuple: # images by name, each (3,H,W); numbers by name
     "All that the explorer shows for one position of its controls."
     target, bundle, wp = inv.target[i:i + 1], inv.bundle, inv.wp[i:i + 1]
+    t, strength = check_number(t, 't'), check_number(strength, 'strength')
     G = (G or inv.generator(i)) if tuned else bundle.generator
     if wplus_codes is not None: wp = lerp_codes(wp, wplus_codes[i:i + 1], t)
     moved = apply_direction(wp, bundle.direction(edit), strength) if edit else wp
@@ -128,6 +131,7 @@ def _make_controls(
                  edit=w.Dropdown(options=edits, value=first, description='edit', **both),
                  strength=slider(-3, 3, description='strength'),
                  tuned=w.Checkbox(True, description='its own tuned generator', **both))
+    if not isinstance(start, dict): raise InputError(f'start={start!r}: must be name -> value')
     for name, value in start.items():
         try: found[name].value = value
         except Exception as e:
@@ -136,6 +140,14 @@ def _make_controls(
     return found
 
 # %% ../nbs/42_explore.ipynb #85313b61
+def _as_truth(u)->GroundTruth: # or None
+    "Factors as `GroundTruth`; `InputError` for what are no factors."
+    if u is None or isinstance(u, GroundTruth): return u
+    if getattr(u, 'shape', ())[1:] == (len(FACTORS),):
+        return GroundTruth(torch.as_tensor(u).float())
+    raise InputError(f'u must be factors (n,{len(FACTORS)}), as `sample_factors` draws them, or a '
+                     'GroundTruth')
+
 class Explorer:
     "Choose a face, slide its code from W to W+, edit it, compare with the truth. Display it."
     def __init__(self,
@@ -144,8 +156,11 @@ class Explorer:
         size:int=192, # pixels per picture
         start:dict=None, # where the controls begin: i, t, edit, strength, tuned
     ):
-        self.inv, self.size, self.start = inv, size, start or {}
-        self.truth = GroundTruth(u) if isinstance(u, Tensor) else u
+        if not isinstance(inv, Inversion):
+            raise InputError(f'Explorer shows an Inversion, what `invert` gives; not a '
+                             f'{type(inv).__name__}')
+        self.inv, self.size, self.start = inv, check_whole(size, 'size', 1), start or {}
+        self.truth = _as_truth(u)
         self.tuned_generators = lru_cache(8)(inv.generator)
 
     @cached_property

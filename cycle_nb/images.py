@@ -16,7 +16,7 @@ from PIL import Image
 from pathlib import Path
 from torch import Tensor
 from .core import InputError, make_rng, pick_device
-from .files import (from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
+from .files import (expand_path, from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
     to_tensor, write_json)
 from .models import package_dir
 from .sdfaces_parts import EXTRAS, FACTORS
@@ -45,8 +45,7 @@ def image_paths(
     "The image files meant by files and folders, in order."
     paths = []
     for w in [where] if isinstance(where, (str, os.PathLike)) else where:
-        if w == '': raise InputError('a file without a name; name a file or a folder')
-        w = Path(os.path.expanduser(w))
+        w = expand_path(w)
         try: found = _in_folder(w, recursive) if w.is_dir() else [str(w)]
         except OSError as e: raise InputError(f'{w}: {e.strerror}; check the name') from None
         if not found: raise InputError(f'{w}: no images in this folder; put PNG or JPEG files in')

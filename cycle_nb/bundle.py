@@ -192,6 +192,7 @@ class Bundle(_BundleNetworks):
         "Your networks in the place of a shipped bundle."
         b = cls(None, device)
         named = encoders if isinstance(encoders, dict) else {'cycle': encoders}
+        named = {str(k): object() if E is None else E for k, E in named.items()}
         nets = LPIPS() if perceptual is None else perceptual, identity, None
         check_fit(G, None, directions, nets, name)
         for k, E in named.items(): check_fit(G, E, name=f'{name}: {k}')

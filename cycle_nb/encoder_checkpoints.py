@@ -10,7 +10,7 @@ __all__ = ['ENCODER_TYPES', 'published_key', 'PublishedEncoder', 'encoder_from_c
 import math, re, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError
+from .core import InputError, pick_device
 from .files import expand_path
 from .models import (check_finite, load_model, register_model, resolve_weights,
     state_dict_diff)
@@ -254,7 +254,7 @@ def load_encoder(
     **kw, # what a pSp-family file lacks: encoder_type, w_avg, num_ws of `encoder_from_checkpoint`
 )->nn.Module: # `Encoder`
     "A trained encoder, ours or of the pSp family; `InputError` in one line if there is none."
-    path = expand_path(name)
+    path, device = expand_path(name), pick_device(device)
     path = path if path.is_file() else resolve_weights(name)
     with explained_errors(path):
         ours = 'class' in file_card(path)

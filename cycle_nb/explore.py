@@ -13,8 +13,7 @@ from torch import Tensor
 from .core import InputError, check_number, check_whole, own_context
 from .files import to_pil
 from .vis import Player, data_uri, labelled_grid, live_or_player, player
-from .sdfaces_parts import FACTORS
-from .sdfaces import GroundTruth
+from .sdfaces import GroundTruth, check_factors
 from .latents import spread
 from .directions import apply_direction
 from .bundle import encode, synthesize
@@ -140,14 +139,6 @@ def _make_controls(
     return found
 
 # %% ../nbs/42_explore.ipynb #85313b61
-def _as_truth(u)->GroundTruth: # or None
-    "Factors as `GroundTruth`; `InputError` for what are no factors."
-    if u is None or isinstance(u, GroundTruth): return u
-    if getattr(u, 'shape', ())[1:] == (len(FACTORS),):
-        return GroundTruth(torch.as_tensor(u).float())
-    raise InputError(f'u must be factors (n,{len(FACTORS)}), as `sample_factors` draws them, or a '
-                     'GroundTruth')
-
 class Explorer:
     "Choose a face, slide its code from W to W+, edit it, compare with the truth. Display it."
     def __init__(self,
@@ -160,7 +151,8 @@ class Explorer:
             raise InputError(f'Explorer shows an Inversion, what `invert` gives; not a '
                              f'{type(inv).__name__}')
         self.inv, self.size, self.start = inv, check_whole(size, 'size', 1), start or {}
-        self.truth = _as_truth(u)
+        known = u is None or isinstance(u, GroundTruth)
+        self.truth = u if known else GroundTruth(check_factors(u).float())
         self.tuned_generators = lru_cache(8)(inv.generator)
 
     @cached_property

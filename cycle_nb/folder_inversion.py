@@ -33,7 +33,8 @@ def print_error(
 
 def _failed(failures, path, error):
     "Say and note what could not be used."
-    failures.append(dict(file=printable_path(path), error=' '.join(str(error).split())))
+    name = printable_path(path) if isinstance(path, (str, os.PathLike)) else type(path).__name__
+    failures.append(dict(file=name, error=' '.join(str(error).split())))
     print_error(error)
 
 def _find_files(
@@ -47,7 +48,7 @@ def _find_files(
                          'tensors, arrays and PIL images')
     paths = []
     for w in where:
-        try: paths += map(os.path.join, repeat(os.getcwd()), image_paths(w, kind=str))
+        try: paths += map(os.path.join, repeat(os.getcwd()), image_paths([w], kind=str))
         except InputError as e: _failed(failures, w, e)
     return paths if len(where) == 1 else list(dict.fromkeys(paths))
 
@@ -262,7 +263,8 @@ def invert_files(
     "Invert any number of files; what is finished stays, also after Ctrl-C."
     start, fresh, bundle = time.time(), not os.path.lexists(expand_path(out)), load_bundle(bundle)
     steps = {k: settings[k] for k in ('refine', 'tune') if k in settings}
-    m = parse_method(method or usual_method(bundle, **steps), bundle.encoders)
+    if method is None: method = usual_method(bundle, **steps)
+    m = parse_method(method, bundle.encoders)
     settings = check_settings(bundle, m, settings)
     edits, share = bundle.check_edits(edits), _check_share(share)
     batch = check_whole(batch, 'batch', 1)

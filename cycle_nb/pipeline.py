@@ -10,7 +10,6 @@ __all__ = ['BATCH', 'SETTINGS', 'OPTIMISED', 'REFINEMENTS', 'Step', 'METRICS', '
 # %% ../nbs/38_pipeline.ipynb #993d8179
 import torch
 from collections import namedtuple
-from collections.abc import Collection
 from dataclasses import dataclass
 from torch import Tensor
 from cycle_nb.core import (InputError, as_images, check_number, check_steps, check_whole,
@@ -53,8 +52,7 @@ def parse_method(
 )->Method:
     "Read the name of a method; `InputError` lists what a name is made of."
     if isinstance(text, Method): return text
-    if not isinstance(text, str): raise InputError(f'method={text!r}: must be text, such as cycle')
-    pivot, *rest = text.split('+')
+    pivot, *rest = str(text).split('+')
     tune, refine = rest[-1:] == ['tune'], [r for r in rest if r in REFINEMENTS][:1]
     m = Method(pivot, *(refine or [None]), tune)
     known = m.encoder is None or encoders is None or m.encoder in encoders
@@ -148,9 +146,8 @@ def check_settings(
     settings:dict, # of `run_pipeline`, some or all
 )->dict: # complete, of plain values; a pivot is shown beside the code in W, if there is one
     "What a run is told; `InputError` names the setting and what it may be."
-    beside = [k for k in ['w'] if k in bundle.encoders and k != method.pivot]
-    s = SETTINGS | dict(compare=beside) | settings
-    if isinstance(s['compare'], str) or not isinstance(s['compare'], Collection):
+    s = SETTINGS | dict(compare=['w']*('w' in bundle.encoders and method.pivot != 'w')) | settings
+    if not isinstance(s['compare'], (list, tuple)):
         raise InputError(f'compare={s["compare"]!r}: must be a list of names, such as ["w"]')
     preset_settings(s['preset'])
     if s['threshold'] is not None: s['threshold'] = check_number(s['threshold'], 'threshold', 0)
@@ -171,11 +168,11 @@ def run_pipeline(
     pivots:Tensor=None, # codes to tune to (B,L,D): found, and refined, before
 ): # yields a `Step` after each step
     "Invert a batch by any method, step by step."
-    m = parse_method(method or usual_method(bundle, None, refine, tune), bundle.encoders)
+    if method is None: method = usual_method(bundle, None, refine, tune)
+    m, G = parse_method(method, bundle.encoders), bundle.generator
     given = dict(refine=refine, tune=tune, seed=seed, threshold=threshold, preset=preset)
     check_settings(bundle, m, given | dict(compare=compare))    # said before anything is computed
-    G, wp, _ = bundle.generator, pivots, _stage_of(m, bundle)
-    with own_context(): target = as_images(target, G)
+    with own_context(): target, wp, _ = as_images(target, G), pivots, _stage_of(m, bundle)
     for k in [] if pivots is not None else [k for k in compare if k != m.pivot]:
         with own_context(): code = encode(target, bundle, k); img = synthesize(G, code)
         yield Step(k, code, img, None)

@@ -47,6 +47,7 @@ def _bundle_folder(
 # %% ../nbs/37_bundle.ipynb #0f684a77
 _NET_NAMES = 'perceptual', 'identity', 'attributes'
 
+# %% ../nbs/37_bundle.ipynb #85aeff62
 class _BundleFiles:
     "The files of a bundle, by the names of what is in them."
     def __init__(self,
@@ -173,8 +174,42 @@ def _hash_of(
     for p in pieces: h.update(p)
     return h.hexdigest()
 
+# %% ../nbs/37_bundle.ipynb #bacd1417
+class _BundleHashes(_BundleNetworks):
+    "Letters by which networks are told apart."
+    @cached_property
+    def generator_hash(self)->str: # 12 hexadecimal digits
+        "The beginning of a hash of the generator's tensors: other weights, other letters."
+        return _hash_of(_tensor_bytes(self.generator))[:12]
+
+    def _contents(self, name:str)->list:
+        "Bytes that stand for one of its networks, none when it is not there."
+        if self.has(name): return [self.file(name).read_bytes()]
+        if name == 'generator': return [self.generator_hash.encode()]
+        if name == 'directions':
+            return [*map(str.encode, self.directions), *_tensor_bytes(self.directions)]
+        own = dict(zip(_NET_NAMES, self.nets)) if name in _NET_NAMES else self._encoders
+        if name == 'reg_images' and self._reg_images is not None:
+            return _tensor_bytes(dict(given=self._reg_images))
+        return [] if own.get(name) is None else _tensor_bytes(own[name])
+
+    def fingerprint(self,
+        *names:str, # of its networks; "directions" and "reg_images", too
+    )->str: # such as "sdfaces64.3fa9c1": other weights, other letters
+        "The bundle's name and the beginning of a hash of those networks."
+        return f'{self.name}.{_hash_of(x for k in names for x in self._contents(k))[:6]}'
+
+    def networks_hash(self,
+        encoders, # names of those that are used; None among them left out
+        edits=(), # drawn, too
+    )->str: # 12 hexadecimal digits; the same whatever the bundle's folder is called
+        "A hash of every network on which a result stands: other weights, other letters."
+        names = 'generator', *_NET_NAMES[:2], *filter(None, encoders), 'reg_images'
+        pieces = (x for k in (*names, *['directions']*bool(edits)) for x in self._contents(k))
+        return _hash_of(pieces)[:12]
+
 # %% ../nbs/37_bundle.ipynb #d8c7470c
-class Bundle(_BundleNetworks):
+class Bundle(_BundleHashes):
     "A generator with its encoders, feature networks and directions, each loaded when first used."
     def __repr__(self): return f'Bundle {self.name} on {self.device}: {", ".join(self.encoders)}'
 
@@ -233,37 +268,6 @@ class Bundle(_BundleNetworks):
         if self._reg_images is not None or not drawn: return self._reg_images
         faces = render(sample_factors(n, make_rng(seed)), self.generator.resolution)
         return faces.to(self.device)
-
-    @cached_property
-    def generator_hash(self)->str: # 12 hexadecimal digits
-        "The beginning of a hash of the generator's tensors: other weights, other letters."
-        return _hash_of(_tensor_bytes(self.generator))[:12]
-
-    def _contents(self, name:str)->list:
-        "Bytes that stand for one of its networks, none when it is not there."
-        if self.has(name): return [self.file(name).read_bytes()]
-        if name == 'generator': return [self.generator_hash.encode()]
-        if name == 'directions':
-            return [*map(str.encode, self.directions), *_tensor_bytes(self.directions)]
-        own = dict(zip(_NET_NAMES, self.nets)) if name in _NET_NAMES else self._encoders
-        if name == 'reg_images' and self._reg_images is not None:
-            return _tensor_bytes(dict(given=self._reg_images))
-        return [] if own.get(name) is None else _tensor_bytes(own[name])
-
-    def fingerprint(self,
-        *names:str, # of its networks; "directions" and "reg_images", too
-    )->str: # such as "sdfaces64.3fa9c1": other weights, other letters
-        "The bundle's name and the beginning of a hash of those networks."
-        return f'{self.name}.{_hash_of(x for k in names for x in self._contents(k))[:6]}'
-
-    def networks_hash(self,
-        encoders, # names of those that are used; None among them left out
-        edits=(), # drawn, too
-    )->str: # 12 hexadecimal digits; the same whatever the bundle's folder is called
-        "A hash of every network on which a result stands: other weights, other letters."
-        names = 'generator', *_NET_NAMES[:2], *filter(None, encoders), 'reg_images'
-        pieces = (x for k in (*names, *['directions']*bool(edits)) for x in self._contents(k))
-        return _hash_of(pieces)[:12]
 
 # %% ../nbs/37_bundle.ipynb #b6b00d51
 def load_bundle(

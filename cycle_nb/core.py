@@ -67,6 +67,7 @@ def check_number(
     at_least = '' if least == -math.inf else f' of at least {least:g}'
     raise InputError(f'{name}={repr(value)[:40]}: must be a finite number{at_least}')
 
+# %% ../nbs/00_core.ipynb #e77c9b29
 def _misfit(x, shape:tuple, finite:bool)->str: # empty: it fits
     "What speaks against taking something for a batch of floating numbers of a shape."
     if not isinstance(x, Tensor): return f'of type {type(x).__name__}'

@@ -139,6 +139,13 @@ def _make_controls(
     return found
 
 # %% ../nbs/42_explore.ipynb #85313b61
+def _checked(inv, u)->tuple: # `Inversion`, `GroundTruth` or None
+    "What an explorer was given; `InputError` when that cannot be shown."
+    if not isinstance(inv, Inversion):
+        raise InputError(f'Explorer shows what `invert` gives, no {type(inv).__name__}')
+    return inv, GroundTruth(check_factors(u).float()) if hasattr(u, 'shape') else u
+
+# %% ../nbs/42_explore.ipynb #e70ebf01
 class Explorer:
     "Choose a face, slide its code from W to W+, edit it, compare with the truth. Display it."
     def __init__(self,
@@ -147,12 +154,8 @@ class Explorer:
         size:int=192, # pixels per picture
         start:dict=None, # where the controls begin: i, t, edit, strength, tuned
     ):
-        if not isinstance(inv, Inversion):
-            raise InputError(f'Explorer shows an Inversion, what `invert` gives; not a '
-                             f'{type(inv).__name__}')
-        self.inv, self.size, self.start = inv, check_whole(size, 'size', 1), start or {}
-        known = u is None or isinstance(u, GroundTruth)
-        self.truth = u if known else GroundTruth(check_factors(u).float())
+        self.inv, self.truth = _checked(inv, u)
+        self.size, self.start = check_whole(size, 'size', 1), start or {}
         self.tuned_generators = lru_cache(8)(inv.generator)
 
     @cached_property

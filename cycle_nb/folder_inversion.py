@@ -247,6 +247,7 @@ def _check_share(
     if k >= n: raise InputError(f'share={share!r}: of {n} processes the last is number {n - 1}')
     return k, n
 
+# %% ../nbs/41_folder_inversion.ipynb #5d50a1a4
 def invert_files(
     files:list, # image files and folders
     out, # gets one sub-folder per image, record.json and metrics.jsonl

@@ -43,17 +43,14 @@ class Inversion:
 
     def __len__(self): return len(self.wp)
     def __repr__(self):
-        if not len(self): return 'Inversion of 0'
-        m = mean_metrics(self.metrics)[[*self.images_by_step][-1]]
+        m = mean_metrics(self.metrics).get([*self.images_by_step][-1], {})
         numbers = ', '.join(f'{k} {m[k]:.4f}' for k in METRICS if k in m)
         return f'Inversion of {len(self)}: {" → ".join(self.images_by_step)}; {numbers}'
 
     def generator(self, i:int=0): # the shared generator when nothing was tuned
         "The generator tuned to one image."
-        shared = self.bundle.generator
-        return self.tuned.generator(shared, i) if self.tuned else shared
+        return self.tuned.generator(self.bundle.generator, i) if self.tuned else self.bundle.generator
 
-    @own_context()
     def synthesis(self,
         wp:Tensor, # one code per image (B,L,D)
         tuned:bool=True, # through each image's own generator?
@@ -69,14 +66,13 @@ class Inversion:
         tuned:bool=True, # through each image's own generator?
     )->Tensor: # (B,3,H,W)
         "Walk from every pivot along a direction, and draw; `InputError` for an unknown edit."
-        strength = check_strengths(strength, name, len(self))
-        moved = apply_direction(self.wp, self.bundle.direction(name), strength)
-        return self.synthesis(moved, tuned)
+        d, s = self.bundle.direction(name), check_strengths(strength, name, len(self))
+        return self.synthesis(apply_direction(self.wp, d, s), tuned)
 
     def __getitem__(self, i)->'Inversion':
         "Some of the images, by position, slice or list."
-        n, one = range(len(self)), hasattr(i, '__index__') and not getattr(i, 'ndim', 0)
-        at = list(n[i]) if isinstance(i, slice) else [n[k] for k in ([i] if one else i)]
+        at = range(len(self))[i] if isinstance(i, slice) else i
+        at = [int(at)] if torch.as_tensor(at).ndim == 0 else list(at)
         names, some = [self.names[k] for k in at], lambda d: {k: v[at] for k, v in d.items()}
         return replace(self, wp=self.wp[at], img=self.img[at], target=self.target[at], names=names,
                        metrics=[m for m in self.metrics if m['image'] in names],
@@ -100,9 +96,7 @@ class Inversion:
         skip_damaged:bool=False, # leave out, with a warning, what cannot be read
     )->'Inversion':
         "Read what `save` wrote; `InputError` names a file that is missing, damaged or of others."
-        found = read_each(lambda f: (f, *load_result(f)), saved_folders(folder), skip_damaged)
-        bundle = load_bundle(_made_with(found[0][2]) if bundle is None else bundle, device)
-        return join(read_each(lambda r: _restored(*r, bundle), found, skip_damaged))
+        return _load(folder, bundle, device, skip_damaged)
 
 # %% ../nbs/40_inversion.ipynb #47ef41ef
 def _card_of(inv, i):
@@ -127,6 +121,12 @@ def _save(inv, folder, edits, replace:bool)->list:
     pictures |= dict(target=inv.target, inverted=inv.img)
     of = lambda i: ({k: v[i] for k, v in pictures.items()}, _tensors_of(inv, i), _card_of(inv, i))
     return save_results(output_folder(folder), {n: of(i) for i, n in enumerate(inv.names)}, replace)
+
+def _load(folder, bundle, device, skip:bool)->Inversion:
+    "Read each result's files; when the bundle is known, make each whole."
+    found = read_each(lambda f: (f, *load_result(f)), saved_folders(folder), skip)
+    bundle = load_bundle(_made_with(found[0][2]) if bundle is None else bundle, device)
+    return join(read_each(lambda r: _restored(*r, bundle), found, skip))
 
 def _made_with(card):
     "Folder or name of the bundle that a result was made with."

@@ -238,6 +238,7 @@ def saved_folders(
         return found
     raise InputError(f'{folder}: no inversion here; give a folder `cycle-nb invert` wrote')
 
+# %% ../nbs/39_results.ipynb #95a597ff
 def read_each(
     read, # called with each
     whole:list, # what shall be read

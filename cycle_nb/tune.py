@@ -72,6 +72,7 @@ class Tuned:
         own = dict(G.synthesis.named_parameters())
         return {k: own[k].detach() + d.to(own[k]) for k, d in self.diff.items()}
 
+    @own_context()
     @torch.no_grad()
     def synthesis(self,
         G, # the generator they started from

@@ -10,7 +10,8 @@ import difflib, hashlib, os, torch
 from functools import cached_property
 from pathlib import Path
 from torch import Tensor
-from .core import InputError, as_images, check_number, make_rng, own_context, pick_device
+from cycle_nb.core import (InputError, as_codes, as_images, check_number, make_rng, own_context,
+    pick_device)
 from .files import expand_path, read_json
 from .models import check_finite, pretrained_path
 from .sdfaces import render, sample_factors
@@ -314,4 +315,4 @@ def synthesize(
     wp:Tensor, # (B,L,D)
 )->Tensor: # (B,3,H,W)
     "Images of codes, with the generator's constant noise."
-    return G.synthesis(wp, noise='const')
+    return G.synthesis(as_codes(wp, G, finite=False), noise='const')

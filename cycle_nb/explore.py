@@ -143,7 +143,8 @@ def _checked(inv, u)->tuple: # `Inversion`, `GroundTruth` or None
     "What an explorer was given; `InputError` when that cannot be shown."
     if not isinstance(inv, Inversion):
         raise InputError(f'Explorer shows what `invert` gives, no {type(inv).__name__}')
-    return inv, GroundTruth(check_factors(u).float()) if hasattr(u, 'shape') else u
+    known = u is None or isinstance(u, GroundTruth)
+    return inv, u if known else GroundTruth(check_factors(u).float())
 
 # %% ../nbs/42_explore.ipynb #e70ebf01
 class Explorer:

@@ -10,8 +10,7 @@ import time, torch
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from torch import Tensor
-from cycle_nb.core import (InputError, as_codes, as_images, check_whole, own_context,
-    synchronize)
+from .core import InputError, as_images, check_whole, own_context, synchronize
 from .files import from_bytes, to_bytes
 from .models import make_card
 from .vis import labelled_grid
@@ -49,16 +48,16 @@ class Inversion:
 
     def generator(self, i:int=0): # the shared generator when nothing was tuned
         "The generator tuned to one image."
-        return self.tuned.generator(self.bundle.generator, i) if self.tuned else self.bundle.generator
+        shared = self.bundle.generator
+        return self.tuned.generator(shared, i) if self.tuned else shared
 
     def synthesis(self,
         wp:Tensor, # one code per image (B,L,D)
         tuned:bool=True, # through each image's own generator?
     )->Tensor: # (B,3,H,W)
         "Draw one code per image."
-        G, own = self.bundle.generator, self.tuned if tuned else None
-        wp = as_codes(wp, G, own and len(self), finite=False)
-        return own.synthesis(G, wp) if own else synthesize(G, wp)
+        G = self.bundle.generator
+        return self.tuned.synthesis(G, wp) if tuned and self.tuned else synthesize(G, wp)
 
     def edit(self,
         name:str, # one of `bundle.directions`

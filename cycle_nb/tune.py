@@ -80,6 +80,7 @@ class Tuned:
         noise:str="const", # as in `G.synthesis`
     )->Tensor: # (B,3,H,W)
         "Every code through its own tuned generator."
+        wp = as_codes(wp, G, len(self), finite=False)
         return synthesize_batched(G, self.weights(G), wp, noise)
 
     @torch.no_grad()

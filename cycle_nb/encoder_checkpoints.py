@@ -372,7 +372,7 @@ def check_fit(
     if not all(hasattr(G, k) for k in ('mapping', 'broadcast', 'synthesis')):
         raise InputError(f'{name}: a {type(G).__name__} is no generator; use what `load_generator` '
                          'gives')
-    if not isinstance(directions or {}, dict):
+    if not isinstance({} if directions is None else directions, dict):
         raise InputError(f'{name}: directions are a dict, name -> tensor; not a '
                          f'{type(directions).__name__}')
     channels = getattr(G, 'config', {}).get('img_channels', 3)

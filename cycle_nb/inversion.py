@@ -70,8 +70,8 @@ class Inversion:
 
     def __getitem__(self, i)->'Inversion':
         "Some of the images, by position, slice or list."
-        at = range(len(self))[i] if isinstance(i, slice) else i
-        at = [int(at)] if torch.as_tensor(at).ndim == 0 else list(at)
+        at = list(range(len(self))[i]) if isinstance(i, slice) else i
+        at = torch.as_tensor(at).reshape(-1).tolist()
         names, some = [self.names[k] for k in at], lambda d: {k: v[at] for k, v in d.items()}
         return replace(self, wp=self.wp[at], img=self.img[at], target=self.target[at], names=names,
                        metrics=[m for m in self.metrics if m['image'] in names],

@@ -6,13 +6,14 @@
 __all__ = ['ENCODERS', 'Bundle', 'load_bundle', 'evaluator', 'encode', 'synthesize']
 
 # %% ../nbs/37_bundle.ipynb #c861fbbc
-import difflib, hashlib, torch
+import difflib, hashlib, os, torch
 from functools import cached_property
 from pathlib import Path
 from torch import Tensor
-from .core import InputError, make_rng, pick_device
+from cycle_nb.core import (InputError, as_codes, as_images, check_number, make_rng, own_context,
+    pick_device)
 from .files import expand_path, read_json
-from .models import pretrained_path
+from .models import check_finite, pretrained_path
 from .sdfaces import render, sample_factors
 from .features import load_net
 from .losses import LPIPS
@@ -45,6 +46,9 @@ def _bundle_folder(
     raise InputError(f'{name}: no such bundle; give a folder or a shipped name ({shipped})')
 
 # %% ../nbs/37_bundle.ipynb #0f684a77
+_NET_NAMES = 'perceptual', 'identity', 'attributes'
+
+# %% ../nbs/37_bundle.ipynb #85aeff62
 class _BundleFiles:
     "The files of a bundle, by the names of what is in them."
     def __init__(self,
@@ -52,7 +56,8 @@ class _BundleFiles:
         device=None, # a device's name; None: the best one here
     ):
         self.folder, self.device = folder and expand_path(folder), pick_device(device)
-        self.name, self._encoders, self._reg_images = folder and self.folder.name, {}, None
+        self.name = folder and os.path.basename(os.path.abspath(self.folder)) # "." has a name, too
+        self._encoders, self._reg_images = {}, None
 
     def file(self,
         name:str, # generator, perceptual, identity, attributes, directions, or an encoder
@@ -78,6 +83,16 @@ class _BundleFiles:
         names |= self._encoders.keys()
         return [k for k in ENCODERS if k in names] + sorted(names - ENCODERS.keys())
 
+    @property
+    def default_encoder(self)->str:
+        "The encoder where none is named: cycle, or the only one; else `InputError`."
+        names = self.encoders
+        if 'cycle' in names: return 'cycle'
+        if len(names) == 1: return names[0]
+        which = f'none of its encoders ({", ".join(names)}) is called cycle; name one'
+        raise InputError(f'{self.name}: {which if names else "has no encoder; train one or"}, with '
+                         f'encoder= or --encoder{"" if names else " opt-w"}')
+
 # %% ../nbs/37_bundle.ipynb #b57b0ae8
 class _BundleNetworks(_BundleFiles):
     "The networks of a bundle, each read when first used and checked against the generator."
@@ -93,9 +108,8 @@ class _BundleNetworks(_BundleFiles):
     @cached_property
     def nets(self)->tuple: # perceptual, identity or None, attributes or None
         "Perceptual distance, identity, attributes; LPIPS (AlexNet) where the first is missing."
-        names = 'perceptual', 'identity', 'attributes'
         with torch.inference_mode(False):
-            nets = [load_net(self.file(k)) if self.has(k) else None for k in names]
+            nets = [load_net(self.file(k)) if self.has(k) else None for k in _NET_NAMES]
             nets = tuple(map(self._ready, [nets[0] or LPIPS(), *nets[1:]]))
         if self.has('generator'): check_fit(self.generator, nets=nets, name=self.folder)
         return nets
@@ -113,9 +127,10 @@ class _BundleNetworks(_BundleFiles):
         return {k: d.to(self.device) for k, d in found.items()}
 
     def encoder(self,
-        name:str='cycle', # one of `encoders`
+        name:str=None, # one of `encoders`; None: `default_encoder`
     ):
         "One of its encoders; `InputError` when it has none of that name or it does not fit."
+        name = self.default_encoder if name is None else name
         if name in self._encoders: return self._encoders[name]
         if name not in self.encoders:
             has = ', '.join(self.encoders) or 'no encoder at all'
@@ -131,14 +146,26 @@ def _unknown_edit(
     where:str, # the bundle's name
 )->InputError: # to be raised
     "One line: what was asked for, what was perhaps meant, what there is."
-    near = difflib.get_close_matches(name, list(known), 1)
+    near = difflib.get_close_matches(str(name), list(known), 1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     has = ', '.join(sorted(known)) or f'none, {where} has no directions'
     return InputError(f'unknown edit {name!r}{hint}; known edits: {has}')
 
 def _tensor_bytes(net)->list:
-    "The numbers of a network, tensor by tensor."
-    return [t.cpu().contiguous().numpy().tobytes() for t in net.state_dict().values()]
+    "The numbers of a network, or of a dict, tensor by tensor."
+    bytes_of = lambda t: t.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    return [bytes_of(t) for t in (net if isinstance(net, dict) else net.state_dict()).values()]
+
+def _check_weights(
+    net, # network somebody hands over; or None
+    name, # for the message
+):
+    "`InputError` for weights that are not finite, or cannot learn."
+    if net is None: return
+    if any(p.is_inference() for p in net.parameters()):
+        raise InputError(f'{name}: this {type(net).__name__} was made inside inference_mode, where '
+                         'nothing can be learned; make it outside')
+    check_finite(net.state_dict(), f'{name}: {type(net).__name__}')
 
 def _hash_of(
     pieces, # of bytes
@@ -148,8 +175,42 @@ def _hash_of(
     for p in pieces: h.update(p)
     return h.hexdigest()
 
+# %% ../nbs/37_bundle.ipynb #bacd1417
+class _BundleHashes(_BundleNetworks):
+    "Letters by which networks are told apart."
+    @cached_property
+    def generator_hash(self)->str: # 12 hexadecimal digits
+        "The beginning of a hash of the generator's tensors: other weights, other letters."
+        return _hash_of(_tensor_bytes(self.generator))[:12]
+
+    def _contents(self, name:str)->list:
+        "Bytes that stand for one of its networks, none when it is not there."
+        if self.has(name): return [self.file(name).read_bytes()]
+        if name == 'generator': return [self.generator_hash.encode()]
+        if name == 'directions':
+            return [*map(str.encode, self.directions), *_tensor_bytes(self.directions)]
+        own = dict(zip(_NET_NAMES, self.nets)) if name in _NET_NAMES else self._encoders
+        if name == 'reg_images' and self._reg_images is not None:
+            return _tensor_bytes(dict(given=self._reg_images))
+        return [] if own.get(name) is None else _tensor_bytes(own[name])
+
+    def fingerprint(self,
+        *names:str, # of its networks; "directions" and "reg_images", too
+    )->str: # such as "sdfaces64.3fa9c1": other weights, other letters
+        "The bundle's name and the beginning of a hash of those networks."
+        return f'{self.name}.{_hash_of(x for k in names for x in self._contents(k))[:6]}'
+
+    def networks_hash(self,
+        encoders, # names of those that are used; None among them left out
+        edits=(), # drawn, too
+    )->str: # 12 hexadecimal digits; the same whatever the bundle's folder is called
+        "A hash of every network on which a result stands: other weights, other letters."
+        names = 'generator', *_NET_NAMES[:2], *filter(None, encoders), 'reg_images'
+        pieces = (x for k in (*names, *['directions']*bool(edits)) for x in self._contents(k))
+        return _hash_of(pieces)[:12]
+
 # %% ../nbs/37_bundle.ipynb #d8c7470c
-class Bundle(_BundleNetworks):
+class Bundle(_BundleHashes):
     "A generator with its encoders, feature networks and directions, each loaded when first used."
     def __repr__(self): return f'Bundle {self.name} on {self.device}: {", ".join(self.encoders)}'
 
@@ -167,13 +228,18 @@ class Bundle(_BundleNetworks):
         "Your networks in the place of a shipped bundle."
         b = cls(None, device)
         named = encoders if isinstance(encoders, dict) else {'cycle': encoders}
+        named = {str(k): object() if E is None else E for k, E in named.items()}
         nets = LPIPS() if perceptual is None else perceptual, identity, None
-        for k, E in named.items(): check_fit(G, E, name=f'{name}: {k}')
         check_fit(G, None, directions, nets, name)
+        for k, E in named.items(): check_fit(G, E, name=f'{name}: {k}')
+        for part in (G, *named.values(), *nets): _check_weights(part, name)
+        if identity is not None and not hasattr(identity, 'similarity'):
+            raise InputError(f'{name}: a {type(identity).__name__} does not compare identities; '
+                             'use `features.Identity` or `load_arcface`')
         b.name, b.generator, b.nets = name, b._ready(G), tuple(map(b._ready, nets))
         b._encoders = {k: b._ready(E) for k, E in named.items()}
         b.directions = {k: d.to(b.device) for k, d in (directions or {}).items()}
-        b._reg_images = None if reg_images is None else reg_images.to(b.device)
+        b._reg_images = None if reg_images is None else as_images(reg_images, G).to(b.device)
         return b
 
     def direction(self,
@@ -182,6 +248,17 @@ class Bundle(_BundleNetworks):
         "The edit of that name; `InputError` names those there are."
         if name not in self.directions: raise _unknown_edit(name, self.directions, self.name)
         return self.directions[name]
+
+    def check_edits(self,
+        edits, # (name, strength) pairs, or a dict
+    )->list: # (name, strength) pairs: names that it knows, plain finite numbers
+        "What is asked for, made whole; `InputError` names what cannot be done."
+        example = "must be pairs such as [('smile', 2.)]"
+        try: pairs = [(k, s) for k, s in (edits.items() if isinstance(edits, dict) else edits)]
+        except (TypeError, ValueError):
+            raise InputError(f'edits={repr(edits)[:40]}: {example}') from None
+        for name, _ in pairs: self.direction(name)
+        return [(k, check_number(s, f'strength of {k}')) for k, s in pairs]
 
     def reg_images(self,
         n:int=7, # images
@@ -192,23 +269,6 @@ class Bundle(_BundleNetworks):
         if self._reg_images is not None or not drawn: return self._reg_images
         faces = render(sample_factors(n, make_rng(seed)), self.generator.resolution)
         return faces.to(self.device)
-
-    @cached_property
-    def generator_hash(self)->str: # 12 hexadecimal digits
-        "The beginning of a hash of the generator's tensors: other weights, other letters."
-        return _hash_of(_tensor_bytes(self.generator))[:12]
-
-    def _contents(self, name:str)->list:
-        "Bytes that stand for one of its networks, none when it is not there."
-        if self.has(name): return [self.file(name).read_bytes()]
-        if name == 'generator': return [self.generator_hash.encode()]
-        return _tensor_bytes(self._encoders[name]) if name in self._encoders else []
-
-    def fingerprint(self,
-        *names:str, # of its networks
-    )->str: # such as "sdfaces64.3fa9c1": other weights, other letters
-        "The bundle's name and the beginning of a hash of those networks."
-        return f'{self.name}.{_hash_of(x for k in names for x in self._contents(k))[:6]}'
 
 # %% ../nbs/37_bundle.ipynb #b6b00d51
 def load_bundle(
@@ -235,21 +295,24 @@ def evaluator(
     check_fit(bundle.generator, nets=found.nets, name=found.folder)
     return found
 
+@own_context()
 @torch.no_grad()
 def encode(
     img:Tensor, # (B,3,H,W) in [-1,1]
     bundle:Bundle,
-    encoder:str='cycle', # one of the bundle's encoders
+    encoder:str=None, # one of the bundle's encoders; None: its default
     stage:int=None, # offsets in use, 0: W … L-1: W+; None: what it was trained for
 )->Tensor: # (B,L,D)
     "Codes of images, in one pass (ReStyle's encoders: in five)."
     E = bundle.encoder(encoder)
-    return encode_with(E, img.to(bundle.device), bundle.generator, stage)
+    img = as_images(img, bundle.generator, finite=False, any_size=True).to(bundle.device)
+    return encode_with(E, img, bundle.generator, stage)
 
+@own_context()
 @torch.no_grad()
 def synthesize(
     G, # generator
     wp:Tensor, # (B,L,D)
 )->Tensor: # (B,3,H,W)
     "Images of codes, with the generator's constant noise."
-    return G.synthesis(wp, noise='const')
+    return G.synthesis(as_codes(wp, G, finite=False), noise='const')

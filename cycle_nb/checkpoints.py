@@ -226,6 +226,7 @@ def load_generator(
     device='cpu', # where it shall be
 )->Generator: # float32, evaluation mode; `.card` says where it comes from
     "A trained generator, recognised by what the file holds; `InputError` if it holds none."
+    device = pick_device(device)
     if str(name).startswith('hf:'): return Generator.from_pretrained(str(name)[3:]).to(device)
     path = _generator_path(name)
     if path.is_dir(): return Generator.from_pretrained(path).to(device)

@@ -48,26 +48,26 @@ def _exit_code(
     return 130 if record['stopped'] else 2 if bad else 0
 
 def _pipeline_settings(a)->dict:
-    "The method and its settings, from the command line."
-    method = a.encoder + '+refine'*bool(a.refine) + '+tune'*bool(a.tune)
-    return dict(method=method, refine=a.refine, low_memory=a.low_memory) | tuning_settings(a)
+    "Bundle, method and its settings, from the command line."
+    from cycle_nb.bundle import load_bundle
+    from cycle_nb.pipeline import usual_method
+    b = load_bundle(a.bundle, a.device)
+    return dict(bundle=b, method=usual_method(b, a.encoder, a.refine, a.tune), refine=a.refine,
+                low_memory=a.low_memory) | tuning_settings(a)
 
 def _run_invert(a)->int: # exit code
     "`cycle-nb invert`"
-    from cycle_nb.bundle import load_bundle
     from cycle_nb.core import process_share, seed_all
     from cycle_nb.folder_inversion import invert_files
     existing = 'replace' if a.overwrite else 'skip' if a.resume else 'stop'
     edits = [parse_edit(t) for t in a.edit]
     seed_all(a.seed)
-    record = invert_files(a.images, a.out, load_bundle(a.bundle, a.device), edits=edits,
-                          existing=existing, batch=a.batch, log=say, share=process_share(),
-                          **_pipeline_settings(a))
+    record = invert_files(a.images, a.out, edits=edits, existing=existing, batch=a.batch, log=say,
+                          share=process_share(), **_pipeline_settings(a))
     return _exit_code(record, a)
 
 def _run_demo(a)->int: # exit code
     "`cycle-nb demo`"
-    from cycle_nb.bundle import load_bundle
     from cycle_nb.core import seed_all
     from cycle_nb.files import expand_path, save_image
     from cycle_nb.folder_inversion import invert_files
@@ -83,9 +83,10 @@ def _run_demo(a)->int: # exit code
     more = f' and {len(a.files)} more' if a.files else ''
     say(f'inverting {len(paths)} sample images{more}')
     seed_all(a.seed)
-    record = invert_files([*paths, *a.files], a.out, load_bundle(a.bundle, a.device),
-                          edits=DEMO_EDITS, existing=again, on_batch=kept.append,
-                          batch=a.batch, log=say, **_pipeline_settings(a))
+    way = _pipeline_settings(a)
+    edits = [e for e in DEMO_EDITS if e[0] in way['bundle'].directions]
+    record = invert_files([*paths, *a.files], a.out, edits=edits, existing=again,
+                          on_batch=kept.append, batch=a.batch, log=say, **way)
     if kept:
         inv = join(kept)
         say(metrics_table(inv.metrics))
@@ -138,9 +139,9 @@ def _add_pipeline(p, tune:int=350):
     "Options of the commands that invert."
     add_common(p)
     add_bundle(p)
-    p.add_argument('--encoder', default='cycle', metavar='NAME', help=
+    p.add_argument('--encoder', metavar='NAME', help=
                    'gives the pivot: w, wplus, cycle, w_long, your own, opt-w or opt-wplus '
-                   '(default cycle)')
+                   '(default: cycle, or the bundle\'s only one)')
     add_refinement(p)
     add_tuning(p, tune)
     p.add_argument('--batch', type=positive_number, default=12, metavar='N',

@@ -10,7 +10,7 @@ __all__ = ['ENCODER_TYPES', 'published_key', 'PublishedEncoder', 'encoder_from_c
 import math, re, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import InputError
+from .core import InputError, pick_device
 from .files import expand_path
 from .models import (check_finite, load_model, register_model, resolve_weights,
     state_dict_diff)
@@ -254,7 +254,7 @@ def load_encoder(
     **kw, # what a pSp-family file lacks: encoder_type, w_avg, num_ws of `encoder_from_checkpoint`
 )->nn.Module: # `Encoder`
     "A trained encoder, ours or of the pSp family; `InputError` in one line if there is none."
-    path = expand_path(name)
+    path, device = expand_path(name), pick_device(device)
     path = path if path.is_file() else resolve_weights(name)
     with explained_errors(path):
         ours = 'class' in file_card(path)
@@ -338,6 +338,8 @@ def _too_small(side, G)->bool:
 
 def _encoder_misfits(E, G, channels:int)->list[str]:
     "What differs between an encoder and a generator."
+    if hasattr(E, 'synthesis') or not callable(E) or not hasattr(E, 'num_ws'):
+        return [f'a {type(E).__name__} is no encoder']
     gives, takes, odd = (E.num_ws, E.w_dim), (G.num_ws, G.w_dim), []
     reads, side = getattr(E, 'channels', channels), getattr(E, 'resolution', None)
     if gives != takes:
@@ -351,6 +353,7 @@ def _encoder_misfits(E, G, channels:int)->list[str]:
 
 def _net_misfits(net, G, channels:int)->list[str]:
     "What differs between a feature network and a generator."
+    if not isinstance(net, nn.Module): return [f'a {type(net).__name__} is no feature network']
     (reads, side), name, odd = _reads(net), type(net).__name__, []
     if reads not in (None, channels):
         odd.append(f'{name} reads {reads} image channels, the generator draws {channels}')
@@ -366,6 +369,12 @@ def check_fit(
     name='these networks', # for the message
 ):
     "`InputError`, one line that says all that differs, when parts were not made for one generator."
+    if not all(hasattr(G, k) for k in ('mapping', 'broadcast', 'synthesis')):
+        raise InputError(f'{name}: a {type(G).__name__} is no generator; use what `load_generator` '
+                         'gives')
+    if not isinstance({} if directions is None else directions, dict):
+        raise InputError(f'{name}: directions are a dict, name -> tensor; not a '
+                         f'{type(directions).__name__}')
     channels = getattr(G, 'config', {}).get('img_channels', 3)
     odd = [] if E is None else _encoder_misfits(E, G, channels)
     odd += direction_misfits(directions or {}, G)

@@ -10,14 +10,13 @@ import html, io
 from PIL import Image
 from functools import cached_property
 from pathlib import Path
-from torch import Tensor
-from .core import InputError
+from .core import InputError, check_number, check_whole
 from .vis import (Player, captioned_html, labelled_grid, live_or_player, numbers_html,
     plane_html, player)
-from .sdfaces import GroundTruth
+from .sdfaces import GroundTruth, check_factors
 from .images import load_images
 from .inversion import Inversion
-from .path import CodePath, render_state, stop_label, true_edit
+from .path import CodePath, render_state, stop_label
 
 # %% ../nbs/42_explore.ipynb #2a1b7be4
 _NUMBERS = dict(mse='MSE', perceptual='perceptual', identity='identity', from_w='from W',
@@ -51,24 +50,11 @@ def _edits(
     edit:str=None, strength:float=0., edit2:str=None, strength2:float=0., **_,
 )->list: # (name, strength) pairs
     "The edits that a position of the controls asks for."
-    return [(k, s) for k, s in ((edit, strength), (edit2, strength2)) if k]
+    asked = (edit, strength), (edit2, strength2)
+    return [(k, check_number(s, 'strength')) for k, s in asked if k]
 
 class _Views(CodePath):
     "What the panel shows at one position of the controls."
-    def __init__(self,
-        inv:Inversion, # the faces
-        truth:GroundTruth=None, # the factors behind the first of them
-        **settings, # see `CodePath`
-    ):
-        super().__init__(inv, **settings)
-        self.truth, self._true = truth, {}
-
-    def true(self, i:int, edits:list)->Tensor: # (3,H,W), or None
-        "The true edit of face i, drawn once."
-        if not self.truth or i >= len(self.truth.u): return None
-        at, size = (i, *edits), self.bundle.generator.resolution
-        if at not in self._true: self._true = {at: true_edit(self.truth[i:i + 1], edits, size)}
-        return self._true[at]
 
     def render(self,
         i:int=0, t:float=0., layers:tuple=None, tuned:bool=False, **edits,
@@ -85,7 +71,7 @@ class _Views(CodePath):
         here = {k: (n['mse'], n['edit_error']) for k, (_, n) in views.items() if 'edit_error' in n}
         if not here: return ''
         edits, level = _edits(**where), views['shared'][1]['no_edit_error']
-        curves = self.curves(i, edits, self.true(i, edits), tuned)
+        curves = self.curves(i, edits, tuned)
         return plane_html(curves, here, 'distortion (MSE)', 'edit error', level, 'not editing')
 
 # %% ../nbs/42_explore.ipynb #80462775
@@ -117,6 +103,7 @@ def _start(
 )->dict: # the controls
     "Set the controls; `InputError` names the one that cannot stand there."
     if 'smile' in dict(controls['edit'].options): controls['edit'].value = 'smile'
+    if not isinstance(start, dict): raise InputError(f'start={start!r}: must be name -> value')
     for name, value in start.items():
         try: controls[name].value = value
         except Exception as e:
@@ -140,6 +127,13 @@ def _tidy(v)->str:
     if isinstance(v, tuple): return '-'.join(map(str, v))
     return f'{v:g}' if isinstance(v, float) else str(v)
 
+def _checked(inv, u)->tuple: # `Inversion`, `GroundTruth` or None
+    "What an explorer was given; `InputError` when that cannot be shown."
+    if not isinstance(inv, Inversion):
+        raise InputError(f'Explorer shows what `invert` gives, no {type(inv).__name__}')
+    known = u is None or isinstance(u, GroundTruth)
+    return inv, u if known else GroundTruth(check_factors(u).float())
+
 class _Controlled(_Views):
     "Controls, the panel that they set, and pictures of one's own."
     def __init__(self,
@@ -149,8 +143,8 @@ class _Controlled(_Views):
         start:dict=None, # where the controls begin: i, t, edit, strength, …, layers, tuned
         **settings, # tune, the steps of tuning at most at each stop
     ):
-        super().__init__(inv, GroundTruth(u) if isinstance(u, Tensor) else u, **settings)
-        self.size, self.start = size, start or {}
+        super().__init__(*_checked(inv, u), **settings)
+        self.size, self.start = check_whole(size, 'size', 1), start or {}
 
     def page(self, **where)->str: # HTML
         "The panel for one position of the controls, which it carries as `data-at`."

@@ -46,6 +46,9 @@ def expand_path(
     path, # as somebody typed it
 )->Path: # "~" and "~name" replaced where they stand for somebody's home folder
     "A path; a file whose name begins with ~ stays an ordinary file."
+    if not isinstance(path, (str, os.PathLike)) or path == '':
+        what = 'a name without letters' if path == '' else f'this is of type {type(path).__name__}'
+        raise InputError(f'a file or folder is named by text or a Path; {what}')
     path = Path(os.path.expanduser(path))
     try: path.lstat()
     except (OSError, ValueError) as e:          # too long, or a character that no name may hold

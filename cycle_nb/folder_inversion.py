@@ -8,19 +8,21 @@ __all__ = ['print_error', 'format_duration', 'content_hash', 'invert_files']
 # %% ../nbs/41_folder_inversion.ipynb #18d2bacb
 import json, os, sys, time, torch
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
-from .core import (InputError, device_name, peak_device_memory, peak_memory,
+from .core import (InputError, check_whole, device_name, peak_device_memory, peak_memory,
     printable_path)
-from .files import atomic, check_readable, file_hash, read_json, write_json
+from cycle_nb.files import (atomic, check_readable, expand_path, file_hash, read_json,
+    write_json)
 from .models import make_card
 from .images import image_paths, load_images
 from .bundle import Bundle, load_bundle
 from .results import (check_files, check_output, each_unique_name, file_label,
     load_card, load_result, output_folder, result_folders, safe_filename)
-from .pipeline import BATCH, METRICS, parse_method
-from .inversion import compared, invert_batch
+from .pipeline import BATCH, METRICS, check_settings, parse_method, usual_method
+from .inversion import invert_batch
 
 # %% ../nbs/41_folder_inversion.ipynb #de2219b8
 def print_error(
@@ -31,7 +33,8 @@ def print_error(
 
 def _failed(failures, path, error):
     "Say and note what could not be used."
-    failures.append(dict(file=printable_path(path), error=' '.join(str(error).split())))
+    name = printable_path(path) if isinstance(path, (str, os.PathLike)) else type(path).__name__
+    failures.append(dict(file=name, error=' '.join(str(error).split())))
     print_error(error)
 
 def _find_files(
@@ -39,9 +42,13 @@ def _find_files(
     failures:list, # what cannot be used is added here, with the reason
 )->list: # whole paths, as text
     "Every image file that was named, folders opened; one bad name does not stop the others."
+    if isinstance(where, (str, os.PathLike)): where = [where]
+    if not isinstance(where, Iterable) or hasattr(where, 'shape') or not (where := list(where)):
+        raise InputError('files must be image files and folders, at least one; `invert` takes '
+                         'tensors, arrays and PIL images')
     paths = []
     for w in where:
-        try: paths += map(os.path.join, repeat(os.getcwd()), image_paths(w, kind=str))
+        try: paths += map(os.path.join, repeat(os.getcwd()), image_paths([w], kind=str))
         except InputError as e: _failed(failures, w, e)
     return paths if len(where) == 1 else list(dict.fromkeys(paths))
 
@@ -67,9 +74,9 @@ def _making_of(
     **settings, # of `run_pipeline`
 )->dict: # plain values
     "All that decides what a result looks like, apart from the image."
-    nets = 'generator', 'perceptual', 'identity', parse_method(method).encoder or ''
     facts = {k: v for k, v in settings.items() if k not in ('log', 'low_memory')}
-    made = dict(method=str(method), networks=bundle.fingerprint(*nets),
+    encoders = parse_method(method).encoder, *settings.get('compare', ())
+    made = dict(method=str(method), networks=bundle.networks_hash(encoders, edits),
                 edits=list(map(list, edits)))
     return json.loads(json.dumps(made | facts))
 
@@ -230,11 +237,22 @@ def _check_ours(
         raise InputError(f'{rows if ours else record}: not written by this command; choose '
                          'another --out')
 
+def _check_share(
+    share, # see `invert_files`
+)->tuple:
+    "Number of this process and of all; `InputError` when that cannot be."
+    try: k, n = share
+    except (TypeError, ValueError): raise InputError(f'share={share!r}: must be (k, n)') from None
+    k, n = check_whole(k, 'share[0]'), check_whole(n, 'share[1]', 1)
+    if k >= n: raise InputError(f'share={share!r}: of {n} processes the last is number {n - 1}')
+    return k, n
+
+# %% ../nbs/41_folder_inversion.ipynb #5d50a1a4
 def invert_files(
     files:list, # image files and folders
     out, # gets one sub-folder per image, record.json and metrics.jsonl
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`
-    method='cycle+refine+tune', # see `parse_method`
+    method=None, # see `parse_method`; None: see `usual_method`
     edits=(), # (name, strength) pairs to draw
     existing:str='stop', # where there is an earlier result: 'stop', 'skip' or 'replace'
     on_batch=None, # called with the `Inversion` of every batch
@@ -244,11 +262,16 @@ def invert_files(
     **settings, # see `run_pipeline`
 )->dict: # the record: images, means, new, failures, stopped, seconds, …
     "Invert any number of files; what is finished stays, also after Ctrl-C."
-    start, fresh, bundle = time.time(), not os.path.lexists(out), load_bundle(bundle)
+    start, fresh, bundle = time.time(), not os.path.lexists(expand_path(out)), load_bundle(bundle)
+    steps = {k: settings[k] for k in ('refine', 'tune') if k in settings}
+    if method is None: method = usual_method(bundle, **steps)
     m = parse_method(method, bundle.encoders)
-    for name, _ in edits: bundle.direction(name)
+    settings = check_settings(bundle, m, settings)
+    edits, share = bundle.check_edits(edits), _check_share(share)
+    batch = check_whole(batch, 'batch', 1)
+    if existing not in ('stop', 'skip', 'replace'):
+        raise InputError(f'existing={existing!r}: use stop, skip or replace')
     _ = bundle.nets, m.encoder and bundle.encoder(m.encoder)
-    settings = dict(compare=compared(bundle, m.pivot)) | settings
     making, failures, new, stopped = _making_of(bundle, m, edits, **settings), [], 0, False
     card = make_card('inversion', making=making)
     out = output_folder(out)

@@ -16,7 +16,7 @@ from PIL import Image
 from pathlib import Path
 from torch import Tensor
 from .core import InputError, make_rng, pick_device
-from .files import (from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
+from .files import (expand_path, from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
     to_tensor, write_json)
 from .models import package_dir
 from .sdfaces_parts import EXTRAS, FACTORS
@@ -37,6 +37,11 @@ def _in_folder(folder:Path, recursive:bool)->list: # of text
     with os.scandir(folder) as found:
         return sorted(f.path for f in found if f.name[0] != '.' and picture(f))
 
+def _items(x)->Iterable:
+    "A list of whatever was given."
+    one = isinstance(x, (str, os.PathLike, Image.Image, Tensor, np.ndarray, bytes, dict))
+    return x if isinstance(x, Iterable) and not one and not hasattr(x, 'read') else [x]
+
 def image_paths(
     where, # a file, a folder, or a list of both; ~ is the home folder
     recursive:bool=False, # look into folders inside folders too
@@ -44,9 +49,8 @@ def image_paths(
 )->list: # of that kind; files are not opened here
     "The image files meant by files and folders, in order."
     paths = []
-    for w in [where] if isinstance(where, (str, os.PathLike)) else where:
-        if w == '': raise InputError('a file without a name; name a file or a folder')
-        w = Path(os.path.expanduser(w))
+    for w in _items(where):
+        w = expand_path(w)
         try: found = _in_folder(w, recursive) if w.is_dir() else [str(w)]
         except OSError as e: raise InputError(f'{w}: {e.strerror}; check the name') from None
         if not found: raise InputError(f'{w}: no images in this folder; put PNG or JPEG files in')
@@ -123,11 +127,6 @@ def _to_image(part, size:int)->Tensor:
     return _resized(_three_channels(_in_range(x), x.dtype == torch.uint8), size)
 
 # %% ../nbs/08_images.ipynb #3a39716b
-def _items(x)->Iterable:
-    "A list of whatever was given."
-    one = isinstance(x, (str, os.PathLike, Image.Image, Tensor, np.ndarray, bytes, dict))
-    return x if isinstance(x, Iterable) and not one and not hasattr(x, 'read') else [x]
-
 def _parts(item)->list:
     "The files that a path means; anything else is itself."
     return image_paths(item) if isinstance(item, (str, os.PathLike)) else [item]

@@ -8,6 +8,7 @@ __all__ = ['lerp_codes', 'path_out_of_w', 'optimise_from', 'edited', 'true_edit'
 # %% ../nbs/42_path.ipynb #bd8dce92
 import torch
 from torch import Tensor
+from .core import own_context
 from .sdfaces import FACTORS, GroundTruth
 from .latents import spread
 from .project import project
@@ -64,6 +65,7 @@ def true_edit(
     for name, s in edits: truth = truth.changed(name, s)
     return truth.picture(0, size)
 
+@own_context()
 @torch.no_grad()
 def render_state(
     target:Tensor, # one picture (1,3,H,W)
@@ -97,8 +99,10 @@ class _Stops:
     "Codes and generators at the stops, each found when asked for first."
     def __init__(self,
         inv:Inversion, # the faces
+        truth:GroundTruth=None, # the factors behind the first of them
         tune:int=60, # steps at most, at each stop
     ):
+        self.truth, self._true = truth, {}
         self.faces, self.bundle, self.tune = [inv[k] for k in range(len(inv))], inv.bundle, tune
         self.path, self._codes, self._own = path_out_of_w(self.bundle.encoders), {}, {}
 
@@ -133,6 +137,13 @@ class _Stops:
 # %% ../nbs/42_path.ipynb #fc974179
 class CodePath(_Stops):
     "The path out of W of some faces: its stops, and what lies between."
+    def true(self, i:int, edits:list)->Tensor: # (3,H,W); None where it is not known
+        "The true edit of face i, drawn once."
+        if not self.truth or i >= len(self.truth.u): return None
+        at, size = (i, *edits), self.bundle.generator.resolution
+        if at not in self._true: self._true = {at: true_edit(self.truth[i:i + 1], edits, size)}
+        return self._true[at]
+
     def is_found(self, i:int, t:float, tuned:bool=False)->bool:
         "Whether what is between two stops can be shown at once."
         stops = {0, int(t), -int(-t//1)}
@@ -152,15 +163,15 @@ class CodePath(_Stops):
         wp[:, inside] = there[:, inside]
         return wp
 
+    @own_context()
     @torch.no_grad()
     def curves(self,
         i:int, # face
         edits:list, # (name, strength) pairs
-        true:Tensor, # the true edited picture (3,H,W)
         tuned:bool=False, # its own generators too, as far as found
     )->dict: # "shared", "tuned" -> (distortion, edit error, label) of every stop found
         "The stops of the path on the plane of distortion and edit error."
-        target, out = self.faces[i].target, {}
+        target, true, out = self.faces[i].target, self.true(i, edits), {}
         found = [k for k in range(len(self.path)) if (i, k) in self._codes]
         def place(G, ks):
             wp = torch.cat([self.code(i, k) for k in ks])

@@ -8,7 +8,7 @@ __all__ = ['lr_ramp', 'w_std', 'project']
 # %% ../nbs/23_project.ipynb #745d6788
 import math, torch
 from torch import Tensor
-from .core import InputError, make_rng
+from .core import InputError, as_codes, as_images, check_steps, make_rng, own_context
 from .learner import progress
 from .latents import sample_w
 
@@ -35,10 +35,11 @@ def w_std(
 def _start(G, n, space, start):
     "The first value of the optimised variable: (n,1,D) in W, (n,L,D) in W+."
     if space not in ("w", "w+"): raise InputError(f"space {space!r} is unknown: choose 'w' or 'w+'")
-    wp = G.w_avg.expand(n, G.num_ws, -1) if start is None else start
+    wp = G.w_avg.expand(n, G.num_ws, -1) if start is None else as_codes(start, G, n)
     return (wp.mean(1, keepdim=True) if space == "w" else wp).detach().clone().requires_grad_()
 
 # %% ../nbs/23_project.ipynb #af4ed2d1
+@own_context()
 def project(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     G, # generator
@@ -55,6 +56,7 @@ def project(
     on_step=None, # called with (step, wp, loss (B,))
 )->Tensor: # (B,L,D)
     "Invert by optimising the code (StyleGAN2's projector; in W+ as in Image2StyleGAN)."
+    img, steps = as_images(img, G), check_steps(steps)
     code, rng = _start(G, len(img), space, start), make_rng(seed)
     opt, sigma = torch.optim.Adam([code], betas=(.9, .999)), noise*w_std(G)
     for step in progress(range(steps), desc=f"project in {space.upper()}"):

@@ -10,7 +10,7 @@ import copy, torch
 from functools import partial
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from .core import autocast, make_rng
+from .core import as_codes, as_images, autocast, check_steps, make_rng, own_context
 from .learner import progress
 from .latents import sample_w, spread
 from .losses import reconstruction_parts, weighted_sum
@@ -92,7 +92,7 @@ def finetune_encoder(
         return reconstruction_parts(out, x, perceptual, identity, feats)
     look = partial(microbatched, seen) if low_memory else seen
     ps, opt = list(E.parameters()), torch.optim.Adam(E.parameters(), lr, fused=True)
-    for step in range(steps):
+    for step in range(check_steps(steps)):
         imgs, feats = batch(step)
         with autocast(x): wp = encode_with(E, imgs, G, stage)
         loss = refine_loss(look(wp, imgs, *feats), reg_interval*lambda_reg)
@@ -102,6 +102,7 @@ def finetune_encoder(
     return E
 
 # %% ../nbs/25_refine.ipynb #c6b1f3bc
+@own_context()
 def refine(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     E, # encoder, left as it is
@@ -115,6 +116,7 @@ def refine(
     **kw, # steps, lr, lambda_reg, reg_interval, num_reg, low_memory, on_step: see there
 )->Tensor: # pivots (B,L,D)
     "Regularised refinement, one image after the other, each from the same encoder."
+    img = as_images(img, G)
     if reg_images is None: reg_images = regularization_images(G, 7, seed)
     codes, beside = [], reg_images
     if train_mode and callable(reg_images): beside = reg_images(7, make_rng(seed)).to(img)
@@ -126,6 +128,7 @@ def refine(
     return torch.cat(codes)
 
 # %% ../nbs/25_refine.ipynb #1ec983c9
+@own_context()
 def refine_latent(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # first codes (B,L,D)
@@ -138,7 +141,8 @@ def refine_latent(
     on_step=None, # called with (step, wp, loss (B,))
 )->Tensor: # (B,L,D)
     "Refinement without an encoder: every image of the batch at once, held near W by its spread."
-    wp = wp.detach().clone().requires_grad_()
+    img, steps = as_images(img, G), check_steps(steps)
+    wp = as_codes(wp, G, len(img), finite=False).clone().requires_grad_()
     opt = torch.optim.Adam([wp], lr)
     for step in progress(range(steps), desc="refine"):
         parts = reconstruction_parts(G.synthesis(wp), img, perceptual, identity)

@@ -17,7 +17,8 @@ from .sdfaces import GroundTruth, counterfactual_factors, render
 from .bundle import evaluator, load_bundle
 from .pipeline import BATCH, parse_method
 from .heldout import heldout_truth, save_faces
-from .evaluate import (EDIT_CHANGES, METHODS, SETTINGS, edit_names, evaluate_methods,
+from .pipeline import SETTINGS
+from .evaluate import (EDIT_CHANGES, METHODS, edit_names, evaluate_methods,
     known_methods, plan_jobs, used_settings)
 from .statistics import (check_claims, frechet_distances, group_rows, no_edit_baseline,
     paired_differences, quality_summary, quality_table, true_features)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RESERVED', 'LONGEST', 'file_label', 'safe_filename', 'each_unique_name', 'unique_names', 'clear_remains',
            'output_folder', 'check_output', 'atomic_folders', 'save_results', 'result_folders', 'load_card',
-           'check_files', 'load_result']
+           'check_files', 'saved_folders', 'read_each', 'load_result']
 
 # %% ../nbs/39_results.ipynb #bc4043e9
-import hashlib, json, math, os, platform, re, shutil, tempfile, time, torch, unicodedata
+import hashlib, json, math, os, platform, re, shutil, tempfile, time, torch, unicodedata, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from safetensors.torch import load, save
@@ -226,6 +226,34 @@ def _is_row(m, steps)->bool:
     if not isinstance(m, dict) or m.get('step') not in steps or 'image' not in m: return False
     numbers = (v for k, v in m.items() if k not in ('image', 'step'))
     return all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+
+def saved_folders(
+    folder, # of results, or one of them
+)->list: # of paths
+    "The folders of single results, also where the card or the tensors are lost."
+    folder = expand_path(folder)
+    ours = lambda f: any((f/f'inversion.{end}').is_file() for end in ('json', 'safetensors'))
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    if found := [f for f in inside if f.name[0] != '.' and ours(f)] or [folder]*ours(folder):
+        return found
+    raise InputError(f'{folder}: no inversion here; give a folder `cycle-nb invert` wrote')
+
+# %% ../nbs/39_results.ipynb #95a597ff
+def read_each(
+    read, # called with each
+    whole:list, # what shall be read
+    skip_damaged:bool=False, # leave out, with a warning, what cannot be; else `InputError`
+)->list: # of what `read` gave
+    "Read one after the other; of some that are damaged the others."
+    found, bad = [], []
+    for x in whole:
+        try: found.append(read(x))
+        except InputError as e:
+            if not skip_damaged: raise
+            bad.append(e)
+    if bad and not found: raise InputError(f'none of {len(bad)} results is whole; {bad[0]}')
+    for e in bad: warnings.warn(f'skipped: {e}', stacklevel=3)
+    return found
 
 def load_result(
     folder:Path, # that `save_results` wrote

@@ -139,7 +139,7 @@ def measure_speed(
     images:int=12, # held-out faces in the domain
     steps:int=150, # of the preset "paper"
     repeats:int=5, # of the timing of batches
-    encoder:str='cycle', # gives the pivots: one of the bundle's encoders
+    encoder:str=None, # gives the pivots: one of the bundle's encoders; None: its default
 )->dict: # race, together, storage
     "Tuning: the two presets, batches, size."
     b = load_bundle(bundle)
@@ -205,8 +205,7 @@ def pipeline_cost(
     "The whole pipeline for one image at full size; a first, short run is not timed."
     b, img = _full_size_bundle(res, device), _noise_images(1, res)
     way = dict(threshold=0., preset='paper', low_memory=low_memory)
-    name = lambda r, t: 'cycle' + '+refine'*bool(r) + '+tune'*bool(t)
-    go = lambda r, t: invert_batch(img, ['it'], b, name(r, t), refine=r, tune=t, **way).metrics
+    go = lambda r, t: invert_batch(img, ['it'], b, refine=r, tune=t, **way).metrics
     go(min(1, refine), min(1, tune))
     took = {m['step']: round(m['seconds'], 4) for m in go(refine, tune)}
     steps = dict(refine=refine, tune=tune)
@@ -221,7 +220,7 @@ def training_cost(
 )->dict: # seconds of a step in W and of one in W+; peak_memory_mb
     "Training an encoder by the published recipe, at full size with random weights."
     b = _full_size_bundle(res, device)
-    E = b.encoder('cycle').requires_grad_(True)
+    E = b.encoder().requires_grad_(True)
     sched = replace(PAPER, offsets=b.generator.num_ws - 1)
     task = CycleTask(b.generator, E, b.nets, lambda n, g: _noise_images(n, res), sched, batch,
                      1e-4, optimizer='ranger')

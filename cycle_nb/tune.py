@@ -10,7 +10,7 @@ import copy, torch
 from dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call, vmap
-from .core import make_rng
+from .core import as_codes, as_images, check_number, check_steps, make_rng, own_context
 
 # %% ../nbs/26_tune.ipynb #18e7fc8c
 def distance(
@@ -72,6 +72,7 @@ class Tuned:
         own = dict(G.synthesis.named_parameters())
         return {k: own[k].detach() + d.to(own[k]) for k, d in self.diff.items()}
 
+    @own_context()
     @torch.no_grad()
     def synthesis(self,
         G, # the generator they started from
@@ -79,6 +80,7 @@ class Tuned:
         noise:str="const", # as in `G.synthesis`
     )->Tensor: # (B,3,H,W)
         "Every code through its own tuned generator."
+        wp = as_codes(wp, G, len(self), finite=False)
         return synthesize_batched(G, self.weights(G), wp, noise)
 
     @torch.no_grad()
@@ -102,6 +104,7 @@ def join_tuned(
     return Tuned(diff, cat(lambda t: t.steps), cat(lambda t: t.perceptual))
 
 # %% ../nbs/26_tune.ipynb #43e8a6af
+@own_context()
 def tune(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # their pivots (B,L,D)
@@ -109,7 +112,7 @@ def tune(
     perceptual, # distance of two batches, (B,)
     steps:int=350, # at most
     lr:float=3e-4, # of Adam, on all weights of the synthesis network
-    threshold:float=.07, # perceptual distance that is enough (of LPIPS; PTI stops at .06)
+    threshold:float=.07, # perceptual distance that is enough (of LPIPS; PTI stops at .06); 0: never
     lambda_mse:float=1., # λ_2
     lambda_locality:float=.1, # λ_R; 0 leaves the locality term out
     alpha:float=30., # distance of w_r from the pivot
@@ -118,14 +121,15 @@ def tune(
     on_step=None, # called with (step, perceptual distance), image by image
 )->Tuned:
     "Pivotal tuning: a generator for every image, one after the other (PTI, Roich et al. 2021)."
-    done = []
+    img, wp = (img := as_images(img, G)), as_codes(wp, G, len(img))
+    done, steps, enough = [], check_steps(steps), check_number(threshold, "threshold", 0)
     for x, p in zip(img.split(1), wp.split(1)):
         S, rng = copy.deepcopy(G.synthesis).requires_grad_(True), make_rng(seed)
         opt = torch.optim.Adam(S.parameters(), lr)
         for step in range(steps + 1):
             mse, far = distance(S(p), x, perceptual)                        # at the pivot
             if on_step: on_step(step, far.item())
-            if far <= threshold or step == steps: break
+            if far <= enough or step == steps: break
             loss = far + lambda_mse*mse
             if lambda_locality:
                 z = torch.randn(1, G.z_dim, generator=rng).to(p)

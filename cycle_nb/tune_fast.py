@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from .core import InputError, has_bf16, make_rng
+from .core import (InputError, as_codes, as_images, check_number, check_steps, has_bf16,
+    make_rng, own_context)
 from .models import load_tensors, save_tensors
 from .learner import progress
 from .tune import Tuned, distance, locality, locality_code, stack_params, synthesize_batched
@@ -197,6 +198,7 @@ def _replace_rows(
     tuned.steps[rows], tuned.perceptual[rows] = others.steps, others.perceptual
     for k, v in others.diff.items(): tuned.diff[k][rows] = v
 
+@own_context()
 def tune_batch(
     img:Tensor, # targets (B,3,H,W) in [-1,1]
     wp:Tensor, # pivots (B,L,D)
@@ -212,7 +214,10 @@ def tune_batch(
     **own, # settings: lr, lr_by_distance, lambdas, locality, locality_every, alpha, psi, bf16, muon
 )->Tuned: # of an image that never came back: no change, and NaN as its distance
     "Pivotal tuning of every image's own copy of the generator, all at once (PTI, section 3)."
+    img = as_images(img, G, finite=False)
+    wp, steps = as_codes(wp, G, len(img), finite=False), check_steps(steps)
     s = preset_settings(preset, threshold=threshold, **own)
+    s["threshold"] = check_number(s["threshold"], "threshold", 0)
     s["bf16"] = s["bf16"] and has_bf16(img.device)
     go = lambda x, w: _tune_once(x, w, G, perceptual, s, steps, seed, low_memory, on_step)
     out, good = go(img, wp), img.flatten(1).isfinite().all(1)

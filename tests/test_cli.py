@@ -80,7 +80,7 @@ LINES = {'demo': [''], 'invert': ['f.png --out o'], 'export-web': ['--out o'], '
 @pytest.fixture
 def calls(monkeypatch):
     "All that the commands ask of the library; nothing is computed."
-    seen, b = [], SimpleNamespace(device=torch.device('cpu'), generator=None)
+    seen, b = [], SimpleNamespace(device=torch.device('cpu'), generator=None, encoders=['cycle', 'other'], default_encoder='cycle', directions={})
     def watch(module, **answers):
         for name, answer in answers.items():
             def called(*args, name=name, answer=answer, **kw):

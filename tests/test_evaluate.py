@@ -203,7 +203,7 @@ def test_what_is_measured_is_what_a_user_receives(bundle, tmp_path):
     for encoder, method in ('cycle', 'cycle+tune'), ('wplus', 'wplus+refine+tune'):
         few = dict(refine=1, tune=2)
         rows = evaluate_methods(b, n, methods=[method], work=tmp_path, **few, log=lambda line: None)
-        with single_threaded(): inv = invert(img, b, encoder, **few | dict(refine='refine' in method))
+        with single_threaded(): inv = invert(img, b, encoder, **few | dict(refine=int('refine' in method)))
         assert [r['mse'] for r in rows] == mse(inv.img.clamp(-1, 1), img).tolist()
         with single_threaded():
             wp, draw = invert_for(img[:12], b, method, **few)

@@ -1,0 +1,424 @@
+"What comes in at the doors: read rightly, or refused in one line that names the thing and the cure; and a bundle whose encoder nobody names."
+import contextlib, copy, shutil
+import numpy as np
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from cycle_nb import Explorer, Inversion, invert, load_bundle, load_encoder, load_generator
+from cycle_nb.bundle import Bundle, encode, evaluator
+from cycle_nb.cli import main
+from cycle_nb.core import InputError, as_codes, as_images, check_number, check_steps, check_whole, make_rng
+from cycle_nb.encoder import Encoder
+from cycle_nb.evaluate import known_methods
+from cycle_nb.features import Perceptual
+from cycle_nb.files import from_bytes, read_json, to_bytes
+from cycle_nb.folder_inversion import invert_files
+from cycle_nb.images import load_images
+from cycle_nb.inversion import contact_sheet, invert_batch
+from cycle_nb.models import make_card, save_model
+from cycle_nb.pipeline import run_pipeline, usual_method
+from cycle_nb.project import project
+from cycle_nb.refine import refine, refine_latent
+from cycle_nb.results import saved_folders
+from cycle_nb.sdfaces import FACTORS, render, sample_extras, sample_factors
+from cycle_nb.stylegan2 import Generator
+from cycle_nb.tune import tune
+from cycle_nb.tune_fast import tune_batch
+from tiny import BODY, bundle, faces, write_bundle
+
+NAN, INF = float('nan'), float('inf')
+ENCODED = dict(refine=0, tune=0)
+OTHER_NUMBERS = [True, False, np.True_, torch.tensor(True), None, 1.5, -1, '2', NAN, 2**63, [1]]
+
+def refused(f, *words):
+    "The one line of an `InputError`."
+    with pytest.raises(InputError) as e: f()
+    said = str(e.value)
+    assert '\n' not in said and len(said) < 1000 and all(w in said for w in words), said
+    return said
+
+@pytest.fixture(scope='module')
+def nets(bundle):
+    return load_bundle(bundle, 'cpu')
+
+@pytest.fixture(scope='module')
+def picture():
+    "Two faces of whole bytes."
+    return from_bytes(to_bytes(render(sample_factors(2, make_rng(0)), 64)))
+
+@pytest.fixture(scope='module')
+def found(nets, picture):
+    return invert(picture, nets, refine=1, tune=1)
+
+def moved(folder, to, rename):
+    "A bundle's files, some under another name; those named None are left out."
+    to.mkdir(parents=True)
+    for f in folder.iterdir():
+        if (name := rename.get(f.stem, f.stem)) is not None: shutil.copy(f, to/f'{name}{f.suffix}')
+    return to
+
+# --- numbers -------------------------------------------------------------------------------
+
+@given(st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.booleans(), st.none(), st.lists(st.integers(), max_size=2), st.binary(max_size=3)), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_any_value_is_a_number_or_one_line(v, least):
+    whole = type(v) is int and least <= v < 2**63
+    if whole: assert check_whole(v, 'n', least) == check_whole(np.int64(v), 'n', least) == check_whole(torch.tensor(v), 'n', least) == v
+    else: refused(lambda: check_whole(v, 'n', least), 'n=', f'at least {least}')
+    if type(v) in (int, float) and abs(v) < 1e300: assert check_number(v, 'x') == v
+    elif type(v) is not int: refused(lambda: check_number(v, 'x'), 'x=', 'finite')
+
+@pytest.mark.parametrize('name', ['refine', 'tune'])
+def test_steps_are_whole_numbers(nets, picture, tmp_path, name):
+    doors = [lambda **k: invert(picture, nets, **ENCODED | k), lambda **k: list(run_pipeline(picture, nets, 'cycle', **ENCODED | k)),
+             lambda **k: invert_batch(picture, ['a', 'b'], nets, 'cycle', **ENCODED | k), lambda **k: usual_method(nets, **ENCODED | k),
+             lambda **k: invert_files([tmp_path], tmp_path/'out', nets, 'cycle', **ENCODED | k)]
+    for door in doors:
+        for bad in OTHER_NUMBERS: refused(lambda: door(**{name: bad}), f'{name}=', 'use 0')
+    assert not (tmp_path/'out').exists()
+
+def test_steps_of_every_optimisation(nets, picture):
+    G, E, (P, I, _) = nets.generator, nets.encoder(), nets.nets
+    wp = encode(picture, nets)
+    for bad in OTHER_NUMBERS:
+        for f in (lambda: refine(picture, E, G, P, I, steps=bad), lambda: refine_latent(picture, wp, G, P, I, steps=bad), lambda: project(picture, G, P, steps=bad),
+                  lambda: tune(picture, wp, G, P, steps=bad), lambda: tune_batch(picture, wp, G, P, steps=bad)): refused(f, 'steps=', 'use 0')
+
+SETTINGS = dict(batch=[0, -1, True, None, 1.5, '2'], seed=[-1, 2**63, 2**64, 1.5, True, None, '0', NAN], threshold=[-1, NAN, INF, '1', True, [1.]],
+                preset=['slow', None, 3], compare=['w', None, 3], encoder=['x', 3, ''])
+
+@pytest.mark.parametrize('name, bad', [(k, v) for k, vs in SETTINGS.items() for v in vs], ids=repr)
+def test_settings(nets, picture, name, bad):
+    refused(lambda: invert(picture, nets, **dict(refine=1, tune=1) | {name: bad}), str(bad)[:30] if name in ('preset', 'encoder') else name)
+
+def test_numbers_of_other_libraries_are_the_same_numbers(nets, picture, found):
+    for kind in (np.int64, torch.tensor):
+        again = invert(picture, nets, refine=kind(1), tune=kind(1), batch=kind(3), seed=kind(0))
+        assert torch.equal(again.img, found.img) and {k: again.cards[0][k] for k in ('refine', 'tune', 'seed')} == dict(refine=1, tune=1, seed=0)
+
+@pytest.mark.parametrize('share', [(0, 0), (1, 1), (-1, 2), None, 3, (0., 1), ('0', '1'), (True, 2), (0, 1, 2)], ids=repr)
+def test_share(nets, faces, tmp_path, share):
+    refused(lambda: invert_files(faces, tmp_path/'out', nets, 'cycle', share=share), 'share')
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('edits', ['smile', ['smile'], [('smile', NAN)], [('smile', INF)], [('smile', '1')], [('smile', None)], [('simle', 1)], [(None, 1)],
+                                   [('smile', 2, 3)], None, 3, {'smile': NAN}], ids=repr)
+def test_edits(nets, found, faces, tmp_path, edits):
+    for f in (lambda: invert_files(faces, tmp_path/'out', nets, 'cycle', edits), lambda: found.save(tmp_path/'out', edits), lambda: nets.check_edits(edits)): refused(f)
+    assert not any(tmp_path.glob('out/*'))
+
+@pytest.mark.parametrize('strength', [NAN, INF, None, 'much', [1., NAN], [1., 2., 3.]], ids=repr)
+def test_strengths(found, strength):
+    refused(lambda: found.edit('smile', strength), 'strength of smile', 'finite')
+
+def test_a_strength_is_a_number_of_any_library_or_one_for_each(found):
+    want = found.edit('smile', 1.)
+    for s in (1, np.float32(1), torch.tensor(1.), [1., 1.], np.ones(2)): assert torch.equal(found.edit('smile', s), want)
+    assert torch.equal(found.edit('smile', [1., 0.])[0], want[0]) and found.bundle.check_edits({'smile': np.float32(1)}) == [('smile', 1.)]
+
+def test_streams_of_random_numbers():
+    for rng in (5, 'x', np.random.default_rng(0)): refused(lambda: sample_factors(2, rng), 'rng', 'make_rng')
+    refused(lambda: sample_extras(2, rng=5), 'make_rng')
+    for n in (-1, 1.5, None, '3', True): refused(lambda: sample_factors(n), 'n=')
+    want = sample_factors(3, make_rng(0))
+    with default_dtype(torch.float64): assert torch.equal(sample_factors(3, make_rng(0)), want)
+    for u in (want[0], want[:, :2], want*NAN, want.long(), None, want.tolist()): refused(lambda: render(u, 8), f'(n,{len(FACTORS)})')
+
+# --- images and codes ----------------------------------------------------------------------
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try: yield
+    finally: torch.set_default_dtype(before)
+
+HOSTS = dict(no_grad=torch.no_grad, inference=torch.inference_mode, float64=lambda: default_dtype(torch.float64), autocast=lambda: torch.autocast('cpu', dtype=torch.bfloat16))
+FORMS = dict(double=lambda x: x.double(), bytes=to_bytes, array=lambda x: x.numpy(), last=lambda x: to_bytes(x).movedim(1, -1).numpy(), floats=lambda x: x.movedim(1, -1).double().numpy(),
+             pil=lambda x: [Image.fromarray(a) for a in to_bytes(x).movedim(1, -1).numpy()], rows=list, grad=lambda x: x.clone().requires_grad_())
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_picture_in_every_form_is_inverted_alike(nets, picture, found, form):
+    inv = invert(FORMS[form](picture), nets, refine=1, tune=0)
+    assert (inv.target - picture).abs().max() < 1e-6 and torch.allclose(inv.wp, found.wp, atol=1e-4) and inv.codes_by_step['w'].allclose(found.codes_by_step['w'], atol=1e-4)
+
+def optimisations(nets, x):
+    "What each gives alone; `x` is the caller's."
+    G, E, (P, I, _), wp = nets.generator, nets.encoder(), nets.nets, encode(x, nets)
+    return [wp, refine(x, E, G, P, I, steps=1), refine_latent(x, wp, G, P, I, steps=1), project(x, G, P, steps=1),
+            tune(x, wp, G, P, steps=1).perceptual, tune_batch(x, wp, G, P, steps=1).perceptual]
+
+@pytest.fixture(scope='module')
+def in_a_plain_host(nets, picture, found):
+    return optimisations(nets, picture), Explorer(found).page(i=0, edit='smile', strength=1.)
+
+@pytest.mark.parametrize('host', HOSTS)
+def test_callers_of_any_habit(nets, picture, found, in_a_plain_host, host):
+    "Everything that a user is given is the same: codes, images, measures, edits, what a widget shows; and so are the optimisations alone."
+    want, shown = in_a_plain_host
+    with HOSTS[host]():
+        inv, got = invert(picture.clone(), nets, refine=1, tune=1), optimisations(nets, picture.clone())
+        assert torch.equal(inv.edit('smile', 1.), found.edit('smile', 1.)) and Explorer(inv).page(i=0, edit='smile', strength=1.) == shown
+    drop = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
+    assert torch.equal(inv.img, found.img) and torch.equal(inv.wp, found.wp) and drop(inv.metrics) == drop(found.metrics)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert invert(picture, nets, refine=1, tune=1).wp.equal(found.wp)           # and what the host used stays usable
+
+BAD_IMAGES = dict(bytes=to_bytes, bytes_as_floats=lambda x: to_bytes(x).float(), nan=lambda x: x*NAN, inf=lambda x: x*INF, array=lambda x: x.numpy(), last=lambda x: x.movedim(1, -1),
+                  one=lambda x: x[0], none=lambda x: None, number=lambda x: torch.tensor(0.), empty=lambda x: x[:0], small=lambda x: x[..., ::2, ::2], grey=lambda x: x[:, :1], rows=list)
+
+@pytest.mark.parametrize('name', BAD_IMAGES)
+def test_tensors_that_are_no_batch_of_images(nets, picture, name):
+    "Below `invert`, which reads any form, doors take one form; what they refuse is what `load_images` is named for."
+    x, wp, G, E, (P, I, _) = BAD_IMAGES[name](picture), encode(picture, nets), nets.generator, nets.encoder(), nets.nets
+    doors = dict(refine=lambda: refine(x, E, G, P, I, steps=1), refine_latent=lambda: refine_latent(x, wp, G, P, I, steps=1), tune=lambda: tune(x, wp, G, P, steps=1),
+                 tune_batch=lambda: tune_batch(x, wp, G, P, steps=1), project=lambda: project(x, G, P, steps=1), encode=lambda: encode(x, nets),
+                 pipeline=lambda: list(run_pipeline(x, nets, 'cycle')), batch=lambda: invert_batch(x, ['a', 'b'], nets, 'cycle'))
+    for k, f in doors.items():
+        allowed = name in ('nan', 'inf') and k in ('tune_batch', 'encode') or name == 'small' and k == 'encode'     # a broken image harms no other; encoders resize
+        if not allowed: assert 'load_images' in refused(f), k
+
+@given(st.lists(st.integers(0, 5), max_size=5), st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool]), st.sampled_from([0., 1., -1., 200., NAN]))
+@settings(max_examples=150, deadline=None)
+def test_any_tensor_is_a_batch_or_one_line(shape, dtype, value):
+    G = type('G', (), dict(resolution=4, num_ws=2, w_dim=3, config={}))
+    x = torch.full(shape, value if dtype.is_floating_point else 1, dtype=dtype)
+    for f, want in ((as_images, [3, 4, 4]), (as_codes, [2, 3])):
+        good = shape[1:] == want and shape[0] > 0 and dtype.is_floating_point and value == value and (value < 2 or f is as_codes)
+        if good: assert f(x, G).dtype == torch.float32 and f(x, G).shape == x.shape
+        else: refused(lambda: f(x, G))
+
+def test_codes(nets, picture):
+    G, P, wp = nets.generator, nets.perceptual, encode(picture, nets)
+    for bad in (wp.numpy(), wp[:, 0], wp[:, :3], wp[:1], wp[:0], None, wp.long(), wp[..., :5]):
+        for f in (lambda: tune(picture, bad, G, P, steps=1), lambda: tune_batch(picture, bad, G, P, steps=1), lambda: project(picture, G, P, start=bad) if bad is not None else tune(picture, bad, G, P)):
+            refused(f, 'codes must be')
+    refused(lambda: tune(picture, wp*NAN, G, P, steps=1), 'finite')
+
+def test_codes_of_another_number_are_not_drawn(found):
+    for bad in (found.wp[:1], found.wp[:, :3], found.wp[:, 0], found.wp.numpy(), None): refused(lambda: found.synthesis(bad), 'codes must be')
+
+# --- names, files, folders -----------------------------------------------------------------
+
+DOORS = dict(generator=load_generator, encoder=load_encoder, bundle=load_bundle, inversion=Inversion.load)
+
+@pytest.mark.parametrize('door', DOORS)
+@pytest.mark.parametrize('name', [None, 3, '', b'x', [], 'x\0y', '~/nope', '/nowhere/x', torch.zeros(2), {}], ids=lambda v: repr(v)[:12])
+def test_what_is_no_name_of_a_file(door, name):
+    refused(lambda: DOORS[door](name))
+
+def test_a_device_there_is_not(bundle):
+    for f in (lambda: load_generator(bundle, 'abacus'), lambda: load_encoder(bundle/'cycle.safetensors', 'abacus'), lambda: load_bundle(bundle, 'abacus')): refused(f, "device 'abacus'", 'cpu')
+
+def test_files_and_places_to_write(nets, faces, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for bad in ([], None, 3, torch.zeros(2, 2)): refused(lambda: invert_files(bad, tmp_path/'out', nets, 'cycle'), 'files')
+    for bad in ('', None, 3):
+        refused(lambda: invert_files(faces[:1], bad, nets, 'cycle'), 'file or folder')
+        refused(lambda: found.save(bad), 'file or folder')
+    refused(lambda: invert_files(faces[:1], tmp_path/'out', nets, 'cycle', existing='perhaps'), 'stop, skip or replace')
+    assert not list(tmp_path.iterdir())
+    record = invert_files([None, faces[0], torch.zeros(2)], tmp_path/'out', nets, 'cycle')      # the others are done
+    assert record['new'] == 1 and [f['file'] for f in record['failures']] == ['NoneType', 'Tensor']
+    assert invert_files(str(faces[1]), tmp_path/'out', nets, 'cycle')['new'] == 1               # one file needs no list
+
+def test_an_explorer_is_given_what_invert_gives(nets, found):
+    for bad in (None, 3, found.img, [found], 'x'): refused(lambda: Explorer(bad), 'Explorer', 'invert')
+    u = sample_factors(2)
+    for bad in (3, u[:, :2], u*NAN, 'x'): refused(lambda: Explorer(found, bad), 'factors')
+    for bad in (0, 'x', NAN, True): refused(lambda: Explorer(found, size=bad), 'size=')
+    for bad in (3, dict(i=99), dict(edit='simle'), dict(x=1)): refused(lambda: Explorer(found, start=bad).widget, 'start')
+    assert Explorer(found, u.double().numpy()).page(i=0, edit='smile', strength=1.) == Explorer(found, u).page(i=0, edit='smile', strength=1.)
+    assert 'finite' in Explorer(found).page(i=0, edit='smile', strength=NAN)
+
+# --- a bundle's default encoder ------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lone(bundle, tmp_path_factory):
+    "A bundle with one encoder, which has a name of its own."
+    folder = moved(bundle, tmp_path_factory.mktemp('lone')/'any name', dict(cycle=None, w=None, wplus=None))
+    save_model(load_encoder(bundle/'cycle.safetensors'), folder/'mine.safetensors', make_card('encoder', seed=0))
+    return folder
+
+def test_one_encoder_of_any_name_is_enough(lone, faces, nets, tmp_path, capsys):
+    b = load_bundle(lone, 'cpu')
+    assert b.encoders == ['mine'] and b.default_encoder == 'mine' and b.encoder() is b.encoder('mine') and str(usual_method(b)) == 'mine+refine+tune'
+    x = load_images(faces[:2], 64)[0]
+    want = invert(x, nets, 'cycle', refine=1, tune=1, compare=[])
+    assert torch.equal(invert(x, b, refine=1, tune=1).img, want.img) and torch.equal(encode(x, b), encode(x, nets, 'cycle'))
+    assert list(run_pipeline(x, b, refine=1, tune=0))[-1].wp.equal(want.codes_by_step['refine'])
+    assert invert_batch(x, ['a', 'b'], b, refine=1, tune=1).wp.equal(want.wp)
+    quick = ['--bundle', str(lone), '--refine', '0', '--tune', '0', '--device', 'cpu']
+    assert main(['invert', str(faces[0]), '--out', str(tmp_path/'o'), *quick]) == 0 and Inversion.load(tmp_path/'o').images_by_step.keys() == {'mine'}
+    inv = invert(x, b, **ENCODED)
+    assert '<img' in Explorer(inv).widget.children[-1].value and contact_sheet(inv).width
+    assert invert_files(faces[:1], tmp_path/'files', b, **ENCODED)['making']['method'] == 'mine'
+
+def test_one_encoder_of_any_name_is_measured(lone, tmp_path, capsys):
+    b = load_bundle(lone, 'cpu')
+    assert known_methods(b) == ['opt-w', 'opt-wplus', 'mine', 'mine+refine']
+    args = ['benchmark', 'quality', '--images', '2', '--bundle', str(lone), '--methods', 'mine', '--work', str(tmp_path/'w'), '--out', str(tmp_path/'q.json'), '--device', 'cpu']
+    assert main(args) == 0 and set(read_json(tmp_path/'q.json')['sets']['in']) >= {'mine'}
+
+def test_a_demo_without_some_edits(bundle, tmp_path, capsys):
+    "A demo draws those of its edits that a bundle knows."
+    few = write_bundle(tmp_path/'few', ('age',))
+    inv = invert(torch.zeros(1, 3, 64, 64), load_bundle(few, 'cpu'), **ENCODED)
+    assert contact_sheet(inv).width < contact_sheet(invert(torch.zeros(1, 3, 64, 64), load_bundle(bundle, 'cpu'), **ENCODED)).width
+
+def test_of_several_encoders_cycle_is_meant_or_one_is_named(nets, picture, tmp_path, capsys):
+    G, E, P = nets.generator, nets.encoder('cycle'), nets.perceptual
+    of = lambda **named: Bundle.from_networks(G, named, P, device='cpu')
+    assert of(a=E, cycle=E).default_encoder == 'cycle'
+    for door in (lambda b: invert(picture, b, **ENCODED), lambda b: encode(picture, b), lambda b: list(run_pipeline(picture, b)), lambda b: b.encoder(), lambda b: invert_files(['x'], tmp_path/'o', b)):
+        refused(lambda: door(of(b=E, a=E)), 'a, b', 'encoder=', '--encoder')
+        refused(lambda: door(of()), 'no encoder', 'opt-w')
+    assert invert(picture, of(b=E, a=E), 'a', **ENCODED).wp.shape[0] == 2 and not (tmp_path/'o').exists()
+
+def test_two_encoders_and_none_called_cycle_on_the_command_line(bundle, faces, tmp_path, capsys):
+    two = moved(bundle, tmp_path/'two', dict(cycle=None))
+    assert main(['invert', str(faces[0]), '--bundle', str(two), '--out', str(tmp_path/'o')]) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'w, wplus' in said and '--encoder' in said and not (tmp_path/'o').exists()
+
+def test_nothing_hangs_on_a_folders_name(bundle, faces, tmp_path, monkeypatch):
+    "Renamed, moved, named by a dot: the same encoders, figures and earlier results."
+    folders = [moved(bundle, tmp_path/n, {}) for n in ('a', 'sdfaces64', 'cycle')]
+    for f in folders: assert invert_files(faces[:1], tmp_path/'out', f, existing='skip', **ENCODED)['new'] == (f == folders[0])
+    monkeypatch.chdir(folders[2])
+    b = load_bundle('.')
+    assert b.name == 'cycle' and b.default_encoder == 'cycle' and invert_files(faces[:1], tmp_path/'out', '.', existing='skip', **ENCODED)['new'] == 0
+    inv = invert(faces[:1], b, **ENCODED)
+    inv.save(tmp_path/'r'); monkeypatch.chdir(tmp_path)
+    assert torch.equal(Inversion.load(tmp_path/'r').wp, inv.wp)
+
+# --- fingerprints --------------------------------------------------------------------------
+
+def own_bundle(nets, spoil=None, **more):
+    "The bundle's networks, handed over as copies; a number of one of them changed."
+    parts = copy.deepcopy(dict(G=nets.generator, a=nets.encoder('cycle'), b=nets.encoder('w'), perceptual=nets.perceptual, identity=nets.identity))
+    d, reg = dict(smile=nets.directions['smile'].clone()), torch.zeros(1, 3, 64, 64)
+    if spoil == 'directions': d['smile'][0] += 1
+    elif spoil == 'reg_images': reg[0, 0, 0, 0] = .5
+    elif spoil: next(parts[spoil].parameters()).data.add_(1)
+    return Bundle.from_networks(parts['G'], dict(cycle=parts['a'], w=parts['b']), parts['perceptual'], parts['identity'], d, reg, device='cpu', **more)
+
+def test_a_fingerprint_covers_every_network(nets):
+    letters = lambda b: b.networks_hash(['cycle', 'w'], [('smile', 1.)])
+    same = letters(own_bundle(nets))
+    assert same == letters(own_bundle(nets, name='another'))
+    for part in ('G', 'a', 'b', 'perceptual', 'identity', 'directions', 'reg_images'): assert letters(own_bundle(nets, part)) != same, part
+    few = lambda b: b.networks_hash(['cycle'])
+    for part in ('b', 'directions'): assert few(own_bundle(nets, part)) == few(own_bundle(nets))        # what is not used does not matter
+    for name, part in dict(perceptual='perceptual', identity='identity', directions='directions', cycle='a').items():
+        assert own_bundle(nets).fingerprint(name) == own_bundle(nets).fingerprint(name) != own_bundle(nets, part).fingerprint(name)
+    half = own_bundle(nets)
+    half.generator.bfloat16()
+    assert letters(half) != same
+
+def test_a_file_that_changed_is_noticed(bundle, faces, tmp_path):
+    "Each file that a result stands on, the encoder shown beside it and the edits' directions too."
+    folder = moved(bundle, tmp_path/'b', {})
+    go = lambda: invert_files(faces[:1], tmp_path/'out', load_bundle(folder, 'cpu'), edits=[('smile', 1.)], existing='skip', **ENCODED)['new']
+    assert go() == 1 and go() == 0
+    for name in ('w', 'perceptual', 'identity', 'directions'):
+        f = folder/f'{name}.safetensors'
+        data = bytearray(f.read_bytes())
+        data[-2] ^= 1
+        f.write_bytes(data)
+        assert go() == 1 and go() == 0, name
+
+def test_a_results_card_says_which_networks(nets, picture):
+    cards = [invert(picture, own_bundle(nets, part), **ENCODED).cards[0]['networks'] for part in (None, None, 'a', 'b', 'G')]
+    assert cards[0] == cards[1] and len(set(cards)) == 4
+
+# --- damaged results -----------------------------------------------------------------------
+
+DAMAGE = dict(junk=lambda f: (f/'inversion.safetensors').write_bytes(b'junk'), cut=lambda f: (f/'inversion.safetensors').write_bytes((f/'inversion.safetensors').read_bytes()[:-9]),
+              no_tensors=lambda f: (f/'inversion.safetensors').unlink(), no_card=lambda f: (f/'inversion.json').unlink(), empty_card=lambda f: (f/'inversion.json').write_text(''),
+              list_card=lambda f: (f/'inversion.json').write_text('[]'))
+
+@pytest.mark.parametrize('damage', DAMAGE)
+@pytest.mark.parametrize('which', [0, 1, 2])
+def test_a_damaged_result_blocks_no_other(nets, faces, tmp_path, damage, which):
+    inv = invert(faces[:3], nets, **ENCODED)
+    paths = inv.save(tmp_path/'out')
+    DAMAGE[damage](paths[which])
+    refused(lambda: Inversion.load(tmp_path/'out', nets), paths[which].name)
+    with pytest.warns(UserWarning, match=paths[which].name): again = Inversion.load(tmp_path/'out', nets, skip_damaged=True)
+    left = [n for i, n in enumerate(inv.names) if i != which]
+    assert again.names == left and torch.equal(again.wp, inv[[inv.names.index(n) for n in left]].wp) and len(saved_folders(tmp_path/'out')) == 3
+    for p in paths: DAMAGE['junk'](p) if (p/'inversion.safetensors').exists() else None
+    refused(lambda: Inversion.load(tmp_path/'out', nets, skip_damaged=True), 'none of 3')
+
+def test_whole_results_are_loaded_without_a_word(nets, faces, tmp_path, recwarn):
+    inv = invert(faces[:2], nets, **ENCODED)
+    inv.save(tmp_path/'out')
+    assert Inversion.load(tmp_path/'out', nets, skip_damaged=True).names == inv.names and not [w for w in recwarn if 'skipped' in str(w.message)]
+
+def test_some_of_the_results(found):
+    assert found[np.int64(1)].names == found[1].names == found[-1].names == found[torch.tensor([1])].names == found[[1]].names
+    assert len(found[:0]) == 0 and 'Inversion of 0' in repr(found[:0])
+    with pytest.raises(IndexError): found[2]
+
+# --- parts that do not belong together -----------------------------------------------------
+
+def parts(res=64, num_ws=10, dim=32, channels=3, encoder_channels=3, direction=(32,), encoder_res=64):
+    torch.manual_seed(0)
+    G = Generator(res, 32, 32, 1, 256, 8, img_channels=channels)
+    E = Encoder(encoder_res, num_ws=num_ws, w_dim=dim, channels=encoder_channels).eval()
+    return G, E, Perceptual(**BODY), {'a': torch.randn(*direction)}
+
+@given(st.sampled_from([16, 32, 64, 128]), st.integers(6, 13), st.sampled_from([32, 48]), st.sampled_from([1, 3, 4, 6]), st.sampled_from([(32,), (31,), (10, 32), (8, 32), (1, 32)]))
+@settings(max_examples=25, deadline=None)
+def test_any_pair_fits_or_says_all_that_differs(res, num_ws, dim, reads, direction):
+    "A kind of fault each: codes, their width, image channels, directions; the line names each that there is, and none that there is not."
+    G, E, look, d = parts(res, num_ws, dim, encoder_channels=reads, direction=direction)
+    L = G.num_ws
+    odd = {f'{num_ws} codes of {dim}': (num_ws, dim) != (L, 32), f'reads {reads} image channels': reads not in (3, 6)}
+    edit = {"direction 'a'": direction not in ((32,), (L, 32))}
+    make = lambda **k: Bundle.from_networks(G, E, look, device='cpu', **k)
+    if not any({**odd, **edit}.values()): return make(directions=d)
+    if any(edit.values()): refused(lambda: make(directions=d), *(k for k, v in edit.items() if v))
+    if any(odd.values()):
+        said = refused(make, 'cycle', *(k for k, v in odd.items() if v))
+        assert not [k for k, v in odd.items() if not v and k in said]
+
+@pytest.mark.parametrize('n', [1, 4])
+def test_generators_of_other_than_colours(n):
+    G, E, look, _ = parts(channels=n)
+    refused(lambda: Bundle.from_networks(G, E, look, device='cpu'), f'generator draws {n}', '3 image channels')
+
+def test_an_encoder_that_reads_a_stamp():
+    G, E, look, _ = parts(res=256, num_ws=14, encoder_res=16)
+    refused(lambda: Bundle.from_networks(G, E, look, device='cpu'), 'reads 16 px', 'draws 256')
+
+def test_feature_networks_of_other_pictures(nets):
+    make = lambda P, G=nets.generator, E=nets.encoder('cycle'): Bundle.from_networks(G, E, P, device='cpu')
+    refused(lambda: make(torch.nn.Conv2d(1, 8, 3)), 'Conv2d reads 1 image channels', 'draws 3')
+    G, E, _, _ = parts(res=256, num_ws=14)
+    refused(lambda: make(Perceptual(**BODY | dict(res=16)), G, E), 'Perceptual reads 16 px', 'draws 256')
+
+def test_what_is_no_network(nets):
+    G, E, P = nets.generator, nets.encoder('cycle'), nets.perceptual
+    make = lambda G=G, E=E, P=P, **k: Bundle.from_networks(G, E, P, device='cpu', **k)
+    for bad in (None, 3, E, 'sdfaces64'): refused(lambda: make(G=bad), 'no generator')
+    for bad in (None, 3, G, dict(a=None), dict(a=E, b='w')): refused(lambda: make(E=bad), 'no encoder')
+    for bad in (3, 'lpips', lambda a, b: 0): refused(lambda: make(P=bad), 'no feature network')
+    refused(lambda: make(identity=P), 'identities')
+    for bad in ([1, 2], torch.zeros(3), dict(a=[1.]), dict(a=torch.full((128,), NAN))): refused(lambda: make(directions=bad), 'direction')
+    for bad in (np.zeros((1, 3, 64, 64), 'f4'), torch.zeros(1, 3, 32, 32), torch.zeros(3, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)): refused(lambda: make(reg_images=bad), 'load_images')
+    sick = Encoder(w_avg=G.w_avg*NAN).eval()
+    refused(lambda: make(E=sick), 'Encoder', 'not finite')
+    with torch.inference_mode(): made = Encoder(w_avg=G.w_avg).eval()
+    refused(lambda: make(E=made), 'Encoder', 'inference_mode')
+
+def test_parts_in_files_are_checked_as_those_handed_over(bundle, tmp_path):
+    "A file of another generator among a bundle's own: the line names file and fault, at the first use."
+    other = write_bundle(tmp_path/'other')
+    G, E, look, d = parts(res=32, num_ws=8)
+    save_model(G, other/'generator.safetensors', make_card('generator'))
+    b = load_bundle(other, 'cpu')
+    refused(lambda: b.encoder('w'), 'other: w', '10 codes of 128', '8 of 32')
+    refused(lambda: b.direction('smile'), "'age' is (128,)", '(32,) or (8, 32)')
+    assert evaluator(b, bundle).perceptual is not None          # feature networks read any size

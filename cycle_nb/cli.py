@@ -110,6 +110,7 @@ def _run_export_web(a)->int: # exit code
 def _run_train(a)->int: # exit code
     "`cycle-nb train`"
     from cycle_nb import recipes as r
+    from cycle_nb.core import process_share
     common = {k: v for k, v in vars(a).items() if k in ('seed', 'resume', 'device')}
     if a.part == 'nets': r.make_nets(a.out, a.preset, **common)
     elif a.part == 'generator' and a.images:
@@ -119,7 +120,7 @@ def _run_train(a)->int: # exit code
         r.make_encoders(a.out, a.preset, generator=a.generator, images=a.images,
                         names=a.encoders.split(','), **common)
     else: r.make_directions(a.out, a.preset, **common)
-    say(f'{a.part}: {a.out}')
+    if not process_share()[0]: say(f'{a.part}: {a.out}')
     return 0
 
 def _run_convert(a)->int: # exit code

@@ -55,13 +55,13 @@ def _pipeline_settings(a)->dict:
 def _run_invert(a)->int: # exit code
     "`cycle-nb invert`"
     from cycle_nb.bundle import load_bundle
-    from cycle_nb.core import process_share, seed_all
+    from cycle_nb.core import seed_all
     from cycle_nb.folder_inversion import invert_files
     existing = 'replace' if a.overwrite else 'skip' if a.resume else 'stop'
     edits = [parse_edit(t) for t in a.edit]
     seed_all(a.seed)
     record = invert_files(a.images, a.out, load_bundle(a.bundle, a.device), edits=edits,
-                          existing=existing, batch=a.batch, log=say, share=process_share(),
+                          existing=existing, batch=a.batch, log=say,
                           **_pipeline_settings(a))
     return _exit_code(record, a)
 
@@ -84,7 +84,7 @@ def _run_demo(a)->int: # exit code
     say(f'inverting {len(paths)} sample images{more}')
     seed_all(a.seed)
     record = invert_files([*paths, *a.files], a.out, load_bundle(a.bundle, a.device),
-                          edits=DEMO_EDITS, existing=again, on_batch=kept.append,
+                          edits=DEMO_EDITS, existing=again, on_batch=kept.append, share=(0, 1),
                           batch=a.batch, log=say, **_pipeline_settings(a))
     if kept:
         inv = join(kept)

@@ -143,11 +143,12 @@ def mean_across(
 
 def own_count(
     n:int, # rows of all processes
+    what:str='a batch', # what they are, for the message
 )->int:
     "How many rows each process has; `InputError` when they cannot be shared evenly."
     world = joined_share()[1]
     if n % world == 0: return n//world
-    raise InputError(f'{n} images cannot be shared evenly by {world} processes; choose a batch '
+    raise InputError(f'{what} ({n}) cannot be shared evenly by {world} processes; choose a batch '
                      f'that is a multiple of {2*world}, or another number of processes')
 
 # %% ../nbs/00_core.ipynb #540a96ed

@@ -9,7 +9,9 @@ __all__ = ['Lookahead', 'make_optimizer', 'run_callbacks', 'fit', 'plain', 'sett
 
 # %% ../nbs/05_learner.ipynb #668fd952
 import io, json, math, sys, time, torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from cycle_nb.core import (InputError, all_rows, first_says, joined_processes, joined_share,
     mean_across)
@@ -335,27 +337,42 @@ def average_gradients(
     means = mean_across(torch.cat([g.flatten() for g in grads]))
     for g, mean in zip(grads, means.split([g.numel() for g in grads])): g.copy_(mean.view(g.shape))
 
+class _BatchNorm(torch.autograd.Function):
+    "PyTorch's own kernels, told the mean and variance of all joined processes' images."
+    @staticmethod
+    def forward(ctx, x, w, b, eps):
+        _, mean, inv = torch.native_batch_norm(x, w, b, None, None, True, 0., eps)
+        mean, var = all_rows(torch.stack([mean, inv**-2 - eps])[None]).unbind(1)   # (processes,C)
+        mean, var = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
+        ctx.save_for_backward(x, w, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, w, b, eps=eps), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        (x, w, mean, var), eps = ctx.saved_tensors, ctx.eps
+        inv, back = (var + eps).rsqrt(), torch.ops.aten.native_batch_norm_backward
+        dx, dw, db = back(grad, x, w, None, None, mean, inv, True, eps, [True]*3)
+        own = torch.stack([dw, db])                 # dx took these for the sums over all images
+        dw_off, db_off = (own - mean_across(own))*inv*w/x[:, 0].numel()
+        return dx + F.batch_norm(x, mean, var, dw_off, db_off, eps=eps), dw, db, None
+
 class _SharedBatchNorm(nn.BatchNorm2d):
     "Batch normalisation whose statistics in training are those of all joined processes' images."
     def forward(self,
         x:Tensor, # (B,C,H,W)
     )->Tensor: # same shape
         "As one process with the whole batch."
-        if not self.training or joined_share()[1] == 1: return super().forward(x)
-        own = torch.stack(torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        var, mean = all_rows(own[None]).unbind(1)                  # (processes,C)
-        var = var.mean(0) + mean.var(0, correction=0)
-        mean = mean.mean(0)
-        self._remember(mean.detach(), var.detach(), x[:, 0].numel()*joined_share()[1])
-        scale = self.weight*(var + self.eps).rsqrt()
-        y = (x.float() - mean[:, None, None])*scale[:, None, None] + self.bias[:, None, None]
-        return y.to(x.dtype)
-
-    def _remember(self, mean, var, n):
-        "Move the running statistics."
+        world = joined_share()[1]
+        if not self.training or world == 1: return super().forward(x)
+        y, mean, var = _BatchNorm.apply(x, self.weight, self.bias, self.eps)
+        n = x[:, 0].numel()*world
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var*n/(n - 1), self.momentum)
+        return y
 
 def share_batch_norm(
     model:nn.Module, # changed in place; names and numbers of its tensors stay

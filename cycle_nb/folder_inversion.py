@@ -258,8 +258,8 @@ def _earlier_records(
 )->list:
     "Records of an earlier run: those that this process writes, and those that nobody will."
     numbered = [f for f in out.glob('record.*.json') if f.stem[7:].isdigit()]
-    old = [f for f in numbered if not 0 <= int(f.stem[7:]) < share[1] or f == _own_record(out, share[0])]
-    return [out/_RECORD, out/_ROWS, *old]
+    keep = {_own_record(out, k) for k in range(share[1])} - {_own_record(out, share[0])}
+    return [out/_RECORD, out/_ROWS, *(f for f in numbered if f not in keep)]
 
 def invert_files(
     files:list, # image files and folders

@@ -219,7 +219,7 @@ class _AdversarialState:
 
     def draw(self, n:int)->tuple: # noise (n,Z), real images (n,3,R,R)
         "This process's part of n pairs, where the networks live; without a teacher, fresh noise."
-        if self.path: own_count(n//2, 'half a batch')     # refused now, not at the first path length
+        if self.path: own_count(n//2, 'half a batch')     # refused before the first of them
         z, img = self.pairs(n, self.rng)
         if z is None: z = torch.randn(n, self.G.z_dim, generator=self.rng)
         return tuple(own_rows(x, n).to(self.G.w_avg) for x in (z, img))

@@ -20,8 +20,11 @@ def connect_nearby(self, address, connect=socket.socket.connect):
     return connect(self, address)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch): monkeypatch.setattr(socket.socket, 'connect', connect_nearby)
+@pytest.fixture(autouse=True, scope='session')
+def no_network():
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(socket.socket, 'connect', connect_nearby)
+        yield
 
 
 @pytest.fixture

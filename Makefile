@@ -13,7 +13,7 @@ help:
 	@echo "make export  notebooks -> cycle_nb/, and clean the notebooks; the picture of the house"
 	@echo "make readme  nbs/index.ipynb -> README.md"
 	@echo "make vendor  the runtime of the live page (33 MB, once) into the cache; cycle-nb export-web needs it"
-	@echo "make wheel   a wheel with the weights, in dist/"
+	@echo "make wheel   a wheel with the weights, in dist/; the same commit gives the same bytes"
 	@echo "make world   train and measure again all that ships (hours; resumable)"
 	@echo "make docs    the documentation site, in _docs/html (LIVE=folder adds a live page)"
 	@echo "make slides  a deck for each part of the course, from the lessons' own figures, in _docs/slides"
@@ -53,6 +53,7 @@ vendor: $(NEW)
 	$(PY) -c "from cycle_nb.export_web import fetch_runtime; print(fetch_runtime())"
 
 wheel: $(NEW)
+	rm -rf build
 	$(PY) -m build --wheel
 
 docs: .venv/.docs

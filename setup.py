@@ -1,5 +1,8 @@
-"Packaging: everything is said in settings.ini, this only reads it."
+"Packaging: everything is said in settings.ini, this only reads it. The same commit gives the same wheel, byte for byte."
+import os
+import subprocess
 from configparser import ConfigParser
+from contextlib import suppress
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from setuptools import find_packages, setup
@@ -16,13 +19,25 @@ def lines(key):
     return [x.strip() for x in cfg[key].splitlines() if x.strip()]
 
 
+def commit_time():
+    "When the commit was made that is built, in seconds; empty outside a repository."
+    try: return subprocess.run(['git', '-C', str(here), 'log', '-1', '--format=%ct'], capture_output=True, text=True).stdout.strip()
+    except OSError: return ''
+
+
+os.umask(0o022)                                     # modes and times of files are written into a wheel, too
+with suppress(OSError): (here/'LICENSE').chmod(0o644)
+if (here/'.git').exists() and commit_time(): os.environ.setdefault('SOURCE_DATE_EPOCH', commit_time())
+
+
 class BuildWithSamples(build_py):
     "The sample images live in data/, where readers look; a wheel carries them inside the package."
     def run(self):
         super().run()
-        if not self.editable_mode:
-            to = Path(self.build_lib)/'cycle_nb'/'samples'
-            copytree(here/'data'/'samples', to, dirs_exist_ok=True, ignore=ignore_patterns('.*'))
+        if self.editable_mode: return
+        to = Path(self.build_lib)/'cycle_nb'/'samples'
+        copytree(here/'data'/'samples', to, dirs_exist_ok=True, ignore=ignore_patterns('.*'))
+        for f in Path(self.build_lib).rglob('*'): f.chmod(0o755 if f.is_dir() else 0o644)
 
 
 def shipped(f):

@@ -57,13 +57,13 @@ def _pipeline_settings(a)->dict:
 
 def _run_invert(a)->int: # exit code
     "`cycle-nb invert`"
-    from cycle_nb.core import process_share, seed_all
+    from cycle_nb.core import seed_all
     from cycle_nb.folder_inversion import invert_files
     existing = 'replace' if a.overwrite else 'skip' if a.resume else 'stop'
     edits = [parse_edit(t) for t in a.edit]
     seed_all(a.seed)
     record = invert_files(a.images, a.out, edits=edits, existing=existing, batch=a.batch, log=say,
-                          share=process_share(), **_pipeline_settings(a))
+                          **_pipeline_settings(a))
     return _exit_code(record, a)
 
 def _run_demo(a)->int: # exit code
@@ -85,7 +85,7 @@ def _run_demo(a)->int: # exit code
     seed_all(a.seed)
     way = _pipeline_settings(a)
     edits = [e for e in DEMO_EDITS if e[0] in way['bundle'].directions]
-    record = invert_files([*paths, *a.files], a.out, edits=edits, existing=again,
+    record = invert_files([*paths, *a.files], a.out, edits=edits, existing=again, share=(0, 1),
                           on_batch=kept.append, batch=a.batch, log=say, **way)
     if kept:
         inv = join(kept)
@@ -111,6 +111,7 @@ def _run_export_web(a)->int: # exit code
 def _run_train(a)->int: # exit code
     "`cycle-nb train`"
     from cycle_nb import recipes as r
+    from cycle_nb.core import process_share
     common = {k: v for k, v in vars(a).items() if k in ('seed', 'resume', 'device')}
     if a.part == 'nets': r.make_nets(a.out, a.preset, **common)
     elif a.part == 'generator' and a.images:
@@ -120,7 +121,7 @@ def _run_train(a)->int: # exit code
         r.make_encoders(a.out, a.preset, generator=a.generator, images=a.images,
                         names=a.encoders.split(','), **common)
     else: r.make_directions(a.out, a.preset, **common)
-    say(f'{a.part}: {a.out}')
+    if not process_share()[0]: say(f'{a.part}: {a.out}')
     return 0
 
 def _run_convert(a)->int: # exit code

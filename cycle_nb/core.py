@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['InputError', 'pick_device', 'check_whole', 'check_steps', 'check_number', 'as_images', 'as_codes', 'own_context',
-           'process_share', 'has_bf16', 'num_workers', 'synchronize', 'device_name', 'single_threaded', 'autocast',
-           'make_rng', 'check_rng', 'seed_all', 'peak_memory', 'peak_device_memory', 'printable_path']
+           'has_bf16', 'num_workers', 'synchronize', 'device_name', 'single_threaded', 'autocast', 'make_rng',
+           'check_rng', 'seed_all', 'process_share', 'joined_share', 'joined_processes', 'mean_across', 'own_count',
+           'own_rows', 'all_rows', 'draw_own', 'first_says', 'wait_for_all', 'first_process_first', 'peak_memory',
+           'peak_device_memory', 'printable_path']
 
 # %% ../nbs/00_core.ipynb #ddbb6ef7
 import contextlib, math, operator, os, platform, random, re, sys, torch
+import torch.distributed as dist
 from pathlib import Path
 import numpy as np
 from torch import Tensor
@@ -127,10 +130,6 @@ def own_context():
     finally: torch.set_default_dtype(before)
 
 # %% ../nbs/00_core.ipynb #c8afdbab
-def process_share()->tuple: # number of this process, how many there are
-    "What a launcher (`torchrun`, `accelerate launch`) says of this process; (0, 1) without one."
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-
 def has_bf16(
     device:torch.device, # as `pick_device` gives it
 )->bool:
@@ -200,6 +199,105 @@ def seed_all(
     "Reset Python's, NumPy's and torch's shared random streams."
     seed = check_whole(seed, 'seed')
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #940d0cc6
+def process_share()->tuple: # number of this process, how many there are
+    "What a launcher (`torchrun`, `accelerate launch`) says of this process; (0, 1) without one."
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+def joined_share()->tuple: # number of this process, how many there are
+    "The same, of those that compute together now; (0, 1) outside `joined_processes`."
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+@contextlib.contextmanager
+def joined_processes():
+    "Context in which the processes of a launcher compute together; without one it does nothing."
+    if process_share()[1] == 1 or joined_share()[1] > 1: yield; return
+    try: dist.init_process_group()                 # gloo for the CPU, nccl or its like beside it
+    except (ValueError, RuntimeError) as e:
+        raise InputError(f'the {process_share()[1]} processes cannot meet ({str(e)[:80]}); start '
+                         'them with torchrun, or unset WORLD_SIZE') from None
+    try: yield
+    finally: dist.destroy_process_group()
+
+def _talk(call, x):
+    "A message among the processes, in place; one line when one of them is gone."
+    try: call(x)
+    except RuntimeError:
+        raise InputError('another process of this run has ended; start all of them again, '
+                         'with --resume') from None
+    return x
+
+class _Sum(torch.autograd.Function):
+    "Sum over the processes; the gradient of it is the sum of gradients, as often as one likes."
+    @staticmethod
+    def forward(ctx, x): return _talk(dist.all_reduce, x.contiguous().clone())
+    @staticmethod
+    def backward(ctx, grad): return _Sum.apply(grad)
+
+def mean_across(
+    x:Tensor, # the same shape in every process
+)->Tensor: # the same in every process
+    "Mean over the processes that are joined; differentiable."
+    n = joined_share()[1]
+    return x if n == 1 else _Sum.apply(x)/n
+
+def own_count(
+    n:int, # rows of all processes
+    what:str='a batch', # what they are, for the message
+)->int:
+    "How many rows each process has; `InputError` when they cannot be shared evenly."
+    world = joined_share()[1]
+    if n % world == 0: return n//world
+    raise InputError(f'{what} ({n}) cannot be shared evenly by {world} processes; choose a batch '
+                     f'that is a multiple of {2*world}, or another number of processes')
+
+# %% ../nbs/00_core.ipynb #540a96ed
+def own_rows(
+    x:Tensor, # rows of all processes (n,…)
+    n:int=None, # how many those are; an `x` that is this process's share already is left alone
+)->Tensor: # (n/processes,…)
+    "Every n-th row, beginning with this process's number."
+    rank, world = joined_share()
+    if n and world > 1 and len(x)*world == n: return x
+    own_count(len(x))
+    return x[rank::world]
+
+def all_rows(
+    x:Tensor, # this process's rows (n,…)
+)->Tensor: # (n·processes,…)
+    "What `own_rows` divided, whole again in every process; differentiable."
+    rank, world = joined_share()
+    if world == 1: return x
+    whole = x.new_zeros(len(x)*world, *x.shape[1:])
+    whole[rank::world] = x
+    return _Sum.apply(whole)
+
+def draw_own(
+    draw, # how many -> so many random rows
+    n:int, # rows of this process
+)->Tensor: # (n,…)
+    "This process's rows of what is drawn for all: every process moves the same stream alike."
+    return own_rows(draw(n*joined_share()[1]))
+
+def first_says(
+    x:bytes, # anything in the others
+)->bytes:
+    "What the first of the joined processes has."
+    return _talk(dist.broadcast_object_list, [x])[0] if joined_share()[1] > 1 else x
+
+def wait_for_all():
+    "Go on when every joined process has come here."
+    if joined_share()[1] > 1: _talk(dist.all_reduce, torch.zeros(1))
+
+@contextlib.contextmanager
+def first_process_first():
+    "Context that the first process leaves before the others enter: they find what it wrote."
+    first = joined_share()[0] == 0
+    if not first: wait_for_all()
+    yield
+    if first: wait_for_all()
 
 # %% ../nbs/00_core.ipynb #e8e34c04
 os.environ.setdefault('MKL_CBWR', 'AUTO') # the same seed, the same picture

@@ -10,8 +10,8 @@ __all__ = ['validation_images', 'encoder_loss_parts', 'scheduled_loss', 'trainin
 import torch
 from dataclasses import asdict
 from torch import Tensor
-from .core import autocast, make_rng
-from .learner import fit, make_optimizer
+from .core import autocast, make_rng, own_rows
+from .learner import average_gradients, fit, make_optimizer, share_batch_norm
 from .sdfaces import render, sample_factors
 from .latents import spread
 from .losses import LOSS_WEIGHTS, reconstruction_parts, weighted_sum
@@ -70,9 +70,9 @@ def training_batch(
     synthetic:int, # how many of them are generated
     rng:torch.Generator, # source of all draws
 )->tuple: # images (B,3,R,R), codes (n,D) of the generated ones, which come first
-    "A batch of real images, some of them replaced by generated ones whose w is known."
-    img = images(batch - synthetic, rng).to(G.w_avg)
-    w = _mapped_codes(G, synthetic, rng)
+    "Images, some generated from a known w; in joined processes, this one's rows of the batch."
+    img = own_rows(images(batch - synthetic, rng), batch - synthetic).to(G.w_avg)
+    w = own_rows(_mapped_codes(G, synthetic, rng))
     if not synthetic: return img, w
     with torch.no_grad(), autocast(img): own = G.synthesis(G.broadcast(w))
     return torch.cat([own.float().clamp(-1, 1), img]), w
@@ -98,6 +98,7 @@ class CycleTask:
                              weights=weights, synthetic_fraction=synthetic_fraction, seed=seed,
                              adversary=adversary or {})
         self.G, self.E, self.nets = G.eval().requires_grad_(False), E.train(), nets[:2]
+        share_batch_norm(E)
         self.adversary = LatentAdversary(E.w_dim, device=E.w_avg.device, **(adversary or {}))
         self.opt, self.images = make_optimizer(E.parameters(), optimizer, lr), images
         self.sched, self.batch, self.weights, self.seed = sched, batch, weights, seed
@@ -123,6 +124,7 @@ class CycleTask:
         self.opt.zero_grad()
         batch = training_batch(self.G, self.images, self.batch, self.synthetic, rng)
         wp, parts = self.backward(*batch, phase)
+        average_gradients(self.E.parameters())
         self.opt.step()
         sample_w = lambda n, rng: _mapped_codes(self.G, n, rng)
         loss = self.adversary.train_step(wp, phase.stage, sample_w, self.step, rng)

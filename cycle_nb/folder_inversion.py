@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from .core import (InputError, check_whole, device_name, peak_device_memory, peak_memory,
-    printable_path)
+    printable_path, process_share)
 from cycle_nb.files import (atomic, check_readable, expand_path, file_hash, read_json,
     write_json)
 from .models import make_card
@@ -169,17 +169,39 @@ def _write_record(
     write_json(record, out/_RECORD)
     return record
 
+def _own_record(
+    out:Path, # folder of results
+    k:int, # number of a process
+)->Path:
+    "Where one of several processes says what it did."
+    return out/f'record.{k}.json'
+
+def _add_up(
+    out:Path, # folder of results
+    facts:dict, # of this process
+    n:int, # how many processes there are
+)->dict:
+    "What all processes did that have ended: counts added, failures put together."
+    each = [read_json(f) for k in range(n) if (f := _own_record(out, k)).exists()]
+    failures = {json.dumps(f): f for e in each for f in e['failures']}
+    most = {k: max(e[k] for e in each) for k in ('seconds', 'stopped')}
+    return facts | most | dict(new=sum(e['new'] for e in each), failures=list(failures.values()))
+
 def _write_whole_record(
     out:Path, # folder of results
-    card:dict, # facts of the last run
+    card:dict, # what all processes have in common
+    facts:dict, # of this process
     share:tuple=(0, 1), # see `invert_files`
-)->dict: # the record
-    "The record; of several processes again, while another has finished results meanwhile."
-    count = lambda: sum(1 for _ in result_folders(out))
-    before, record = count(), _write_record(out, card)
-    while share[1] > 1 and (now := count()) != before:
-        before, record = now, _write_record(out, card)
-    return record
+)->dict: # the record, with the facts of this process
+    "The record; of several processes again, while another has finished something meanwhile."
+    if share[1] == 1: return _write_record(out, card | facts)
+    write_json(facts, _own_record(out, share[0]))
+    ended = lambda: (sum(1 for _ in result_folders(out)), sorted(out.glob('record.*.json')))
+    before, now = None, ended()
+    while before != now:
+        record = _write_record(out, card | _add_up(out, facts, share[1]))
+        before, now = now, ended()
+    return record | facts
 
 # %% ../nbs/41_folder_inversion.ipynb #d7b91a3c
 def _read(paths, size, failures):
@@ -248,6 +270,15 @@ def _check_share(
     return k, n
 
 # %% ../nbs/41_folder_inversion.ipynb #5d50a1a4
+def _earlier_records(
+    out:Path, # folder of results
+    share:tuple, # see `invert_files`
+)->list:
+    "Records of an earlier run: those that this process writes, and those that nobody will."
+    numbered = [f for f in out.glob('record.*.json') if f.stem[7:].isdigit()]
+    keep = {_own_record(out, k) for k in range(share[1])} - {_own_record(out, share[0])}
+    return [out/_RECORD, out/_ROWS, *(f for f in numbered if f not in keep)]
+
 def invert_files(
     files:list, # image files and folders
     out, # gets one sub-folder per image, record.json and metrics.jsonl
@@ -258,7 +289,7 @@ def invert_files(
     on_batch=None, # called with the `Inversion` of every batch
     batch:int=BATCH, # images at a time
     log=None, # called with lines of progress
-    share:tuple=(0, 1), # number of this process, how many share the files and `out`
+    share:tuple=None, # number of this process, how many share the work; None: as a launcher says
     **settings, # see `run_pipeline`
 )->dict: # the record: images, means, new, failures, stopped, seconds, …
     "Invert any number of files; what is finished stays, also after Ctrl-C."
@@ -267,7 +298,8 @@ def invert_files(
     if method is None: method = usual_method(bundle, **steps)
     m = parse_method(method, bundle.encoders)
     settings = check_settings(bundle, m, settings)
-    edits, share = bundle.check_edits(edits), _check_share(share)
+    edits = bundle.check_edits(edits)
+    share = _check_share(process_share() if share is None else share)
     batch = check_whole(batch, 'batch', 1)
     if existing not in ('stop', 'skip', 'replace'):
         raise InputError(f'existing={existing!r}: use stop, skip or replace')
@@ -281,7 +313,7 @@ def invert_files(
         odd = _assign_folders(jobs, out, existing != 'stop', share)
         jobs = jobs[share[0]::share[1]]
         if existing == 'skip': jobs = _still_to_do(jobs, odd, out, making, log)
-        for name in (_RECORD, _ROWS): (out/name).unlink(missing_ok=True)   # or links elsewhere
+        for f in _earlier_records(out, share): f.unlink(missing_ok=True)   # or links elsewhere
         for inv in _invert_batches(jobs, odd, bundle, m, failures, batch, log, **settings):
             inv.cards = [card | c for c in inv.cards]
             inv.save(out, edits, existing != 'stop')
@@ -298,4 +330,4 @@ def invert_files(
                  peak_memory_mb=peak_memory(), device=device_name(bundle.device),
                  device_memory_mb=peak_device_memory(bundle.device))
     if not out.exists(): return card | facts | dict(images=0, means={})
-    return _write_whole_record(out, card | facts, share)
+    return _write_whole_record(out, card, facts, share)

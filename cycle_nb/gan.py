@@ -10,6 +10,7 @@ __all__ = ['g_loss', 'd_loss', 'r1_penalty', 'relativistic_loss', 'minibatch_std
 import math, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .core import all_rows, own_rows
 from .models import register_model
 from .layers import EqualConv, EqualLinear
 from .stylegan2 import Generator, num_channels
@@ -52,11 +53,12 @@ def minibatch_std(
     group:int=4, # samples compared with each other
 )->Tensor: # (B,C+1,H,W)
     "Append a channel, the mean deviation within groups: shows that images are too alike."
-    n, c, h, w = x.shape
-    g = math.gcd(n, group)
-    y = x.float().reshape(g, n // g, c, h, w)
+    y = all_rows(x.float()) # groups reach over the processes of a training
+    g = math.gcd(len(y), group)
+    y = y.unflatten(0, (g, -1))
     y = ((y - y.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))
-    return torch.cat([x, y.to(x.dtype).repeat(g)[:, None, None, None].expand(-1, 1, h, w)], 1)
+    y = own_rows(y.to(x.dtype).repeat(g))[:, None, None, None]
+    return torch.cat([x, y.expand(-1, 1, *x.shape[2:])], 1)
 
 # %% ../nbs/12_gan.ipynb #d7b657a7
 class ResBlock(nn.Module):

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from PIL import Image
 from pathlib import Path
 from torch import Tensor
-from .core import InputError, make_rng, pick_device
+from .core import InputError, make_rng, own_rows, pick_device
 from .files import (expand_path, from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
     to_tensor, write_json)
 from .models import package_dir
@@ -207,12 +207,13 @@ class ImageFolder:
     def __call__(self,
         n:int, # how many
         rng=None, # `torch.Generator`
+        own:bool=False, # only this process's rows, where several train together
     )->Tensor: # (n,3,s,s) in [-1,1]
         "A random batch, drawn with replacement."
-        picks = torch.randint(len(self), (n,), generator=rng).tolist()
-        imgs = torch.stack([self[i] for i in picks])
+        rows = own_rows if own else torch.as_tensor
+        imgs = torch.stack([self[i] for i in rows(torch.randint(len(self), (n,), generator=rng))])
         if not self.flip: return imgs
-        mirrored = torch.rand(n, 1, 1, 1, generator=rng) < .5
+        mirrored = rows(torch.rand(n, 1, 1, 1, generator=rng)) < .5
         return torch.where(mirrored, imgs.flip(-1), imgs)
 
     def drop_unreadable(self)->list: # one line for each file

@@ -9,7 +9,9 @@ __all__ = ['LatentDiscriminator', 'latent_g_loss', 'LatentPool', 'sample_layer',
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .core import all_rows, own_rows
 from .models import register_model
+from .learner import average_gradients
 from .layers import EqualLinear
 from .gan import d_loss, r1_penalty
 
@@ -100,13 +102,15 @@ class LatentAdversary:
         rng:torch.Generator, # source of all draws
     )->Tensor: # scalar, the loss
         "Real codes against the encoder's, both mixed with past ones."
-        real = self.real.query(sample_w(len(wp), rng), rng)
-        fake = self.fake.query(sample_layer(wp.detach(), stage, rng), rng)
+        wp = all_rows(wp.detach())          # every process keeps the same pools
+        real = own_rows(self.real.query(sample_w(len(wp), rng), rng))
+        fake = own_rows(self.fake.query(sample_layer(wp, stage, rng), rng))
         loss = d_loss(self.net(real), self.net(fake))
         if step % self.r1_every == 0:
             loss = loss + self.r1_gamma/2*self.r1_every*r1_penalty(self.net, real).mean()
         self.opt.zero_grad()
         loss.backward()
+        average_gradients(self.net.parameters())
         self.opt.step()
         return loss.detach()
 
@@ -118,4 +122,6 @@ class LatentAdversary:
     def load_state_dict(self, state:dict):
         "Go on from `state_dict()`."
         for k in ("net", "opt"): getattr(self, k).load_state_dict(state[k])
-        self.real.codes, self.fake.codes = state["real"], state["fake"]
+        at = self.net.net[0].weight
+        self.real.codes, self.fake.codes = (
+            c if c is None else c.to(at) for c in (state["real"], state["fake"]))

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['Lookahead', 'make_optimizer', 'run_callbacks', 'fit', 'plain', 'settings_diff', 'Checkpoint', 'mean_logs', 'Progress',
-           'Recorder', 'AtSteps', 'cosine_warmup', 'cosine_lr', 'update_ema', 'ema_decay', 'progress']
+           'Recorder', 'AtSteps', 'cosine_warmup', 'cosine_lr', 'update_ema', 'ema_decay', 'average_gradients',
+           'share_batch_norm', 'progress']
 
 # %% ../nbs/05_learner.ipynb #668fd952
-import json, math, sys, time, torch
+import io, json, math, sys, time, torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from .core import InputError
+from cycle_nb.core import (InputError, all_rows, first_says, joined_processes, joined_share,
+    mean_across)
 from .files import atomic, expand_path, save_torch
 
 # %% ../nbs/05_learner.ipynb #4c498797
@@ -75,18 +79,36 @@ def run_callbacks(
     for c in callbacks:
         if hasattr(c, name): getattr(c, name)(*args)
 
+def _same_start(task):
+    "Every process goes on from the first one's state, whatever it found or drew itself."
+    rank, world = joined_share()
+    if world == 1: return
+    data = io.BytesIO()
+    if not rank: torch.save(task.state(), data)
+    data = io.BytesIO(first_says(data.getvalue()))
+    task.load(torch.load(data, map_location='cpu', weights_only=True))
+
+def _mean_logs_across(logs:dict)->dict:
+    "Numbers for the log, of the whole batch."
+    names = [k for k, v in logs.items() if isinstance(v, Tensor)]
+    if joined_share()[1] == 1 or not names: return logs
+    means = mean_across(torch.stack([logs[k].detach() for k in names]))
+    return logs | dict(zip(names, means))
+
 def fit(
     task, # has `step`, `train_step() -> dict of numbers`, `state() -> dict`, `load(dict)`
     steps:int, # train until `task.step` reaches this
     callbacks=(), # with any of before_fit(task, steps), after_step(task, logs), after_fit(task)
 ): # the task
     "Train. A callback sees the task, and after a step also its numbers."
-    run_callbacks(callbacks, 'before_fit', task, steps)
-    while task.step < steps:
-        logs = task.train_step()
-        task.step += 1
-        run_callbacks(callbacks, 'after_step', task, logs)
-    run_callbacks(callbacks, 'after_fit', task)
+    with joined_processes():                        # if a launcher started several
+        run_callbacks(callbacks, 'before_fit', task, steps)
+        _same_start(task)
+        while task.step < steps:
+            logs = _mean_logs_across(task.train_step())
+            task.step += 1
+            run_callbacks(callbacks, 'after_step', task, logs)
+        run_callbacks(callbacks, 'after_fit', task)
     return task
 
 # %% ../nbs/05_learner.ipynb #3c12c0d4
@@ -166,7 +188,7 @@ class Checkpoint:
             raise InputError(f'{self.path}: diverged before step {task.step} (numbers that are '
                              'not finite); the last good step is kept, go on from there slower')
         kept = {} if self.settings is None else dict(settings=self.settings)
-        save_torch(state | kept, self.path)
+        if not joined_share()[0]: save_torch(state | kept, self.path)
         self.last = task.step
 
     def before_fit(self, task, steps):
@@ -205,7 +227,7 @@ class Progress:
     def after_step(self, task, logs):
         "Collect; print when it is time."
         self.seen.append(logs)
-        if task.step % self.every and task.step != self.steps: return
+        if joined_share()[0] or task.step % self.every and task.step != self.steps: return
         rate = len(self.seen)/max(1e-9, time.time() - self.t)
         means = ' '.join(f'{k} {v:.4g}' for k, v in mean_logs(self.seen).items())
         print(f'{self.name} {task.step}/{self.steps} {means} | {rate*self.batch:.0f} images/s, '
@@ -240,7 +262,7 @@ class Recorder:
         if task.step % self.every: return
         self.rows.append(dict(step=task.step) | mean_logs(self.seen) | self.measure(task))
         self.seen = []
-        if self.path: self.write()
+        if self.path and not joined_share()[0]: self.write()
 
     def write(self):
         "All rows, one per line."
@@ -303,6 +325,61 @@ def ema_decay(
 )->float: # in [0,1)
     "Decay per step, short-sighted at the beginning."
     return .5**(batch/max(min(half_life, rampup*seen), 1e-8))
+
+# %% ../nbs/05_learner.ipynb #f5f190cf
+@torch.no_grad()
+def average_gradients(
+    params, # of a model; those without a gradient are passed over
+):
+    "After `backward`: the mean gradient over all joined processes, in one message."
+    grads = [p.grad for p in params if p.grad is not None]
+    if joined_share()[1] == 1 or not grads: return
+    means = mean_across(torch.cat([g.flatten() for g in grads]))
+    for g, mean in zip(grads, means.split([g.numel() for g in grads])): g.copy_(mean.view(g.shape))
+
+class _BatchNorm(torch.autograd.Function):
+    "PyTorch's own kernels, told the mean and variance of all joined processes' images."
+    @staticmethod
+    def forward(ctx, x, w, b, eps):
+        _, mean, inv = torch.native_batch_norm(x, w, b, None, None, True, 0., eps)
+        mean, var = all_rows(torch.stack([mean, inv**-2 - eps])[None]).unbind(1)   # (processes,C)
+        mean, var = mean.mean(0), var.mean(0) + mean.var(0, correction=0)
+        ctx.save_for_backward(x, w, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, w, b, eps=eps), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        (x, w, mean, var), eps = ctx.saved_tensors, ctx.eps
+        inv, back = (var + eps).rsqrt(), torch.ops.aten.native_batch_norm_backward
+        dx, dw, db = back(grad, x, w, None, None, mean, inv, True, eps, [True]*3)
+        own = torch.stack([dw, db])                 # dx took these for the sums over all images
+        dw_off, db_off = (own - mean_across(own))*inv*w/x[:, 0].numel()
+        return dx + F.batch_norm(x, mean, var, dw_off, db_off, eps=eps), dw, db, None
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    "Batch normalisation whose statistics in training are those of all joined processes' images."
+    def forward(self,
+        x:Tensor, # (B,C,H,W)
+    )->Tensor: # same shape
+        "As one process with the whole batch."
+        world = joined_share()[1]
+        if not self.training or world == 1: return super().forward(x)
+        y, mean, var = _BatchNorm.apply(x, self.weight, self.bias, self.eps)
+        n = x[:, 0].numel()*world
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var*n/(n - 1), self.momentum)
+        return y
+
+def share_batch_norm(
+    model:nn.Module, # changed in place; names and numbers of its tensors stay
+):
+    "Let every `BatchNorm2d` of a model see the whole batch where several processes train it."
+    for m in model.modules():
+        if type(m) is nn.BatchNorm2d: m.__class__ = _SharedBatchNorm
 
 # %% ../nbs/05_learner.ipynb #cd659a02
 def _is_interactive()->bool:

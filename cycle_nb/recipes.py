@@ -10,7 +10,8 @@ __all__ = ['RECIPES', 'make_nets', 'make_generator', 'picture_folder', 'make_gen
 import torch
 from functools import partial
 from pathlib import Path
-from .core import InputError, pick_device, seed_all
+from .core import (InputError, first_process_first, joined_processes, joined_share,
+    pick_device, process_share, seed_all, wait_for_all)
 from .models import make_card, save_model
 from .sdfaces_parts import ATTRIBUTES
 from .sdfaces import render_dataset, sample_factors
@@ -65,9 +66,11 @@ def _begin(
     if begun and not resume:
         raise InputError(f'{begun[0]}: exists; add --resume to go on, or choose another --out')
     for name in needs: Bundle(out).file(name)
+    wait_for_all()                      # before another process begins what would look begun
     return out
 
 # %% ../nbs/50_recipes.ipynb #a3edaabf
+@joined_processes()
 def make_nets(
     out, # folder of the bundle
     preset:str='sdfaces64', # of `RECIPES`
@@ -79,6 +82,7 @@ def make_nets(
     seed_all(seed)
     train_nets(out, out/'work'/'nets', seed=seed, **_recipe(preset, 'nets'))
 
+@joined_processes()
 def make_generator(
     out, # folder of the bundle
     preset:str='sdfaces64', # of `RECIPES`
@@ -93,7 +97,8 @@ def make_generator(
     b, work = Bundle(out, device), out/'work'/'generator'
     seed_all(seed)
     res = r['stages'][-1][0]
-    bank = PairBank(r['pairs'], res, seed=seed, file=out/'work'/f'pairs-{seed}-{res}.npy')
+    with first_process_first():
+        bank = PairBank(r['pairs'], res, seed=seed, file=out/'work'/f'pairs-{seed}-{res}.npy')
     G = load_generator(start, b.device) if start else Generator(r['stages'][0][0], z_dim=32)
     facts = dict(seed=seed, start=str(start or 'nothing'))
     for k, (res, steps) in enumerate(r['stages'][-1:] if start else r['stages']):
@@ -105,7 +110,7 @@ def make_generator(
     card = make_card('generator', images=images, stages=r['stages'], batch=16, steps=sum(
         s for _, s in r['stages']), data='SDFaces renders (cycle_nb.sdfaces)', **facts,
         training='regression on renders, then against a discriminator', figures={})
-    save_model(G, out/'generator.safetensors', card)
+    if not joined_share()[0]: save_model(G, out/'generator.safetensors', card)
 
 def _finish_generator(
     G, # trained by regression
@@ -131,9 +136,11 @@ def picture_folder(
 )->ImageFolder:
     "Pictures for a training; those that cannot be read are named on the error stream and left out."
     folder = ImageFolder(images, resolution)
-    for line in folder.drop_unreadable(): print_error(line)
+    for line in folder.drop_unreadable():
+        if not joined_share()[0]: print_error(line)
     return folder
 
+@joined_processes()
 def make_generator_of_images(
     out, # folder of the bundle
     images, # folder of pictures
@@ -154,16 +161,18 @@ def make_generator_of_images(
                          'hundreds, better thousands')
     G = G.to(pick_device(device)).train().requires_grad_(True).to(memory_format=torch.channels_last)
     D = Discriminator(G.resolution).to(G.w_avg.device)
-    task = AdversarialTask(G, D, without_teacher(folder), total//16, seed=seed)
+    task = AdversarialTask(G, D, without_teacher(partial(folder, own=True)),
+                           total//16, seed=seed)
     facts = dict(seed=seed, start=str(start or 'nothing'), images=total, pictures=len(folder))
     G = train_generator(task, out/'work'/'generator', settings=facts)
     card = make_card('generator', data=str(images), steps=task.step, training='adversarial',
                      figures={}, **facts)
-    save_model(G, out/'generator.safetensors', card)
+    if not joined_share()[0]: save_model(G, out/'generator.safetensors', card)
 
 # %% ../nbs/50_recipes.ipynb #65f9931c
 _TRAININGS = {n: partial(train_cycle, name=n) for n in VARIANTS} | dict(restyle=train_restyle)
 
+@joined_processes()
 def make_encoders(
     out, # folder of the bundle
     preset:str='sdfaces64', # of `RECIPES`
@@ -183,18 +192,20 @@ def make_encoders(
     b, bank = Bundle(out, device), r.pop('bank', 50_000)
     seed_all(seed)
     G = load_generator(generator, b.device) if generator else b.generator
-    if generator and not b.has('generator'):
+    if generator and not b.has('generator') and not joined_share()[0]:
         save_model(G, out/'generator.safetensors', G.card | make_card('generator'))
     if G.num_ws - 1 != r['sched'].offsets:
         r['sched'] = rescale(r['sched'].steps, r['sched'], G.num_ws - 1)
     if images:
         real = picture_folder(images, G.resolution)
         r |= dict(validation=real(min(128, len(real)), make_rng(1)), data=str(images))
+        real = partial(real, own=True)
     else:
         file = out/'work'/f'faces-{seed}-{bank}-{G.resolution}.npy'
         file.parent.mkdir(parents=True, exist_ok=True)
         faces = sample_factors(bank, make_rng(seed))
-        real = random_batches(render_dataset(faces, G.resolution, file))
+        with first_process_first():
+            real = random_batches(render_dataset(faces, G.resolution, file))
     for name in names:
         train = _TRAININGS[name]
         train(G, b.nets, real, out=out/'work'/'encoder', folder=out, seed=seed, **r)
@@ -207,6 +218,8 @@ def make_directions(
     device=None, # a device's name; None: the best one here
 ):
     "Find directions: by labels, by variance (PCA), in closed form, in single style channels."
+    if process_share()[1] > 1:
+        raise InputError('directions are found by one process; start the command without torchrun')
     made = [f'directions{k}' for k in ('', '_pca', '_closed', '_stylespace')]
     out = _begin(out, 'directions', made, ['generator', 'attributes'], resume)
     b, facts = Bundle(out, device), dict(_recipe(preset, 'directions'))

@@ -8,6 +8,7 @@ __all__ = ['ARCHITECTURES', 'Mapping', 'num_channels', 'Block', 'Synthesis', 'Ge
 # %% ../nbs/11_stylegan2.ipynb #7c30ab5b
 import math, torch
 from torch import Tensor, nn
+from .core import mean_across
 from .models import HubMixin, register_model
 from .resample import low_pass_kernel, upsample
 from .layers import EqualConv, EqualLinear, StyledConv, ToRGB
@@ -34,7 +35,7 @@ class Mapping(nn.Module):
         "Style codes of noise vectors."
         w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.layers: w = layer(w)
-        if update_w_avg: self.w_avg.copy_(w.detach().mean(0).lerp(self.w_avg, .995))
+        if update_w_avg: self.w_avg.copy_(mean_across(w.detach().mean(0)).lerp(self.w_avg, .995))
         return w if truncation == 1 else self.w_avg.lerp(w, truncation)
 
 # %% ../nbs/11_stylegan2.ipynb #8dcf4c09

@@ -10,7 +10,7 @@ import torch
 from copy import deepcopy
 from pathlib import Path
 from torch import Tensor
-from .core import InputError, autocast
+from .core import InputError, autocast, joined_share
 from .models import make_card, save_model
 from .learner import AtSteps, Checkpoint, Progress, Recorder, fit
 from .encoder import Encoder, restyle_pass
@@ -44,12 +44,13 @@ def export_phase(
         before = deepcopy(task.state())
         cooldown(task, task.sched.cooldown)
         figures = measure_encoder(task.E, task.G, task.nets, validation, stage)
-        print(f"{name} after {task.step} steps: {figures}", flush=True)
         facts = task.settings | dict(steps=task.step, validation=len(validation), data=data)
         kept = deepcopy(task.E)
         kept.stage = stage
         card = make_card("encoder", name=name, figures=figures, **facts)
-        save_model(kept, folder/f"{name}.safetensors", card)
+        if not joined_share()[0]:               # of several processes the first writes
+            print(f"{name} after {task.step} steps: {figures}", flush=True)
+            save_model(kept, folder/f"{name}.safetensors", card)
         task.load(before)
     return keep
 

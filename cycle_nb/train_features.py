@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from pathlib import Path
 from scipy import optimize, stats
 from torch import Tensor, nn
-from .core import make_rng
+from .core import first_process_first, joined_share, make_rng, own_rows, wait_for_all
 from .files import from_bytes
 from .models import make_card, round_numbers, save_model
-from .learner import Checkpoint, Progress, cosine_lr, fit
+from .learner import (Checkpoint, Progress, average_gradients, cosine_lr, fit,
+    share_batch_norm)
 from .sdfaces_parts import FACTORS, IDENTITY
 from .sdfaces import render, render_dataset, sample_factors
 from .features import Attributes, Identity, Perceptual, arcface_loss, load_nets
@@ -157,6 +158,7 @@ class _NetTask:
     ):
         self.model, self.loss_at, self.steps, self.lr, self.step = model, loss_at, steps, lr, 0
         self.opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+        share_batch_norm(model)
 
     def train_step(self)->dict: # the loss
         "One step of the optimiser."
@@ -164,6 +166,7 @@ class _NetTask:
         loss = self.loss_at(self.step)
         self.opt.zero_grad()
         loss.backward()
+        average_gradients(self.model.parameters())
         self.opt.step()
         return dict(loss=loss.detach())
 
@@ -214,7 +217,7 @@ def _step_batch(
     "The batch of a step: a function of the step."
     rng = make_rng(1_000_003*seed + step)
     idx = torch.randint(len(bank), (batch,), generator=rng)
-    return idx, _augment(from_bytes(bank[idx]), rng)
+    return own_rows(idx), own_rows(_augment(from_bytes(bank[idx]), rng))
 
 # %% ../nbs/15_train_features.ipynb #825c78f8
 def fit_attributes(
@@ -349,7 +352,8 @@ def measure_perceptual(
 
 # %% ../nbs/15_train_features.ipynb #738cd438
 def _save(net, folder, figures, **facts):
-    "Save a network with its card, and print how good it is."
+    "Save a network with its card, and print how good it is; of several processes the first does."
+    if joined_share()[0]: return
     name = type(net).__name__.lower()
     card = make_card(name, data="SDFaces renders (cycle_nb.sdfaces)", figures=figures, **facts)
     save_model(net, folder/f"{name}.safetensors", card)
@@ -358,7 +362,8 @@ def _save(net, folder, figures, **facts):
 def _train_attributes(folder, work, body, steps, images, batch, num_heldout, seed)->Attributes:
     "The regressor, from nothing."
     net, u = Attributes(**body), sample_factors(images, make_rng(seed + 1))
-    bank = render_dataset(u, body["res"], work/f"faces-{seed}-{images}-{body['res']}.npy")
+    with first_process_first():
+        bank = render_dataset(u, body["res"], work/f"faces-{seed}-{images}-{body['res']}.npy")
     fit_attributes(net, u, bank, steps, batch, seed, file=work/"attributes.pt", images=images)
     facts = dict(seed=seed, steps=steps, images=images, batch=batch)
     _save(net, folder, measure_attributes(net, num_heldout), **facts)
@@ -370,7 +375,8 @@ def _train_identity(
     net, (u, label) = Identity(**body), identity_factors(persons, per_person, seed + 2)
     net.body.load_state_dict(start.state_dict())
     size = f"{seed}-{persons}-{per_person}-{body['res']}"
-    bank = render_dataset(u, body["res"], work/f"persons-{size}.npy")
+    with first_process_first():
+        bank = render_dataset(u, body["res"], work/f"persons-{size}.npy")
     facts = dict(persons=persons, per_person=per_person)
     _fit_identity(net, label, bank, steps, batch, seed, file=work/"identity.pt", **facts)
     facts |= dict(seed=seed, steps=steps, batch=batch)
@@ -404,4 +410,5 @@ def train_nets(
     _save(per, folder, found, seed=seed, steps=steps, pairs=pairs)
     _train_identity(att.body, folder, work, body, id_steps, persons, per_person, batch,
                     num_heldout, seed)
+    wait_for_all()
     return load_nets(folder)

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from pathlib import Path
 from torch import Tensor
-from .core import autocast, make_rng
+from cycle_nb.core import (autocast, draw_own, joined_share, make_rng, mean_across, own_count,
+    own_rows)
 from .files import atomic, from_bytes, save_image, to_bytes
 from .vis import grid
-from cycle_nb.learner import (Checkpoint, Progress, Recorder, cosine_warmup, ema_decay, fit,
-    update_ema)
+from .learner import (Checkpoint, Progress, Recorder, average_gradients, cosine_warmup,
+    ema_decay, fit, update_ema)
 from .sdfaces_parts import FACTORS
 from .sdfaces import render, render_dataset, sample_factors
 from .stylegan2 import Generator
@@ -141,13 +142,15 @@ class RegressionTask:
         "One batch."
         for g, lr in zip(self.opt.param_groups, self.lrs):
             g['lr'] = lr*cosine_warmup(self.step, self.steps)
-        z, want = (x.to(self.G.w_avg) for x in self.pairs(self.batch, self.rng))
+        pair = self.pairs(self.batch, self.rng)
+        z, want = (own_rows(x, self.batch).to(self.G.w_avg) for x in pair)
         want = F.adaptive_avg_pool2d(want, self.G.resolution)
         w = self.G.mapping(z, update_w_avg=True)
         with autocast(w): img = self.G.synthesis(self.G.broadcast(w), 'none').float()
         loss = teacher_loss(img, want, self.distance, self.rng, self.parts)
         self.opt.zero_grad()
         loss.backward()
+        average_gradients(self.G.parameters())
         self.opt.step()
         return dict(loss=loss.detach(), l1=(img.detach() - want).abs().mean())
 
@@ -168,6 +171,7 @@ def _descend(opt, net, loss:Tensor, keep:bool=False):
     "One step of one optimiser."
     opt.zero_grad(set_to_none=True)
     loss.backward(inputs=list(net.parameters()), retain_graph=keep)
+    average_gradients(net.parameters())
     opt.step()
 
 class _AdversarialState:
@@ -214,10 +218,11 @@ class _AdversarialState:
         return up*(min(1., max(.02, left/self.cool)) if self.cool else 1.)
 
     def draw(self, n:int)->tuple: # noise (n,Z), real images (n,3,R,R)
-        "Some pairs, where the networks live; images without a teacher get fresh noise."
+        "This process's part of n pairs, where the networks live; without a teacher, fresh noise."
+        if self.path: own_count(n//2, 'half a batch')     # refused before the first of them
         z, img = self.pairs(n, self.rng)
         if z is None: z = torch.randn(n, self.G.z_dim, generator=self.rng)
-        return z.to(self.G.w_avg), img.to(self.G.w_avg)
+        return tuple(own_rows(x, n).to(self.G.w_avg) for x in (z, img))
 
     def state(self)->dict:
         "All that a continuation needs."
@@ -227,7 +232,7 @@ class _AdversarialState:
     def load(self, state:dict):
         "Continue from `state`."
         for k in ('G', 'D', 'ema', 'opt_g', 'opt_d'): getattr(self, k).load_state_dict(state[k])
-        self.step, self.path_mean = state['step'], state['path_mean']
+        self.step, self.path_mean = state['step'], state['path_mean'].to(self.path_mean)
         self.rng.set_state(state['rng'])
 
 # %% ../nbs/17_train_generator.ipynb #a7774ffa
@@ -245,8 +250,9 @@ class AdversarialTask(_AdversarialState):
         "W+ codes, in some steps mixed with those of other noise."
         w = self.G.mapping(z, update_w_avg=True)
         if torch.rand((), generator=self.rng) >= self.mixing: return self.G.broadcast(w), False
-        other = self.G.mapping(torch.randn(z.shape, generator=self.rng).to(z))
-        cut = torch.randint(1, self.G.num_ws, (len(z),), generator=self.rng)
+        draw_z = lambda n: torch.randn(n, z.shape[1], generator=self.rng)
+        draw_cut = lambda n: torch.randint(1, self.G.num_ws, (n,), generator=self.rng)
+        other, cut = self.G.mapping(draw_own(draw_z, len(z)).to(z)), draw_own(draw_cut, len(z))
         return mix_codes(w, other, cut.to(z.device), self.G.num_ws), True
 
     def penalty(self)->Tensor:
@@ -259,10 +265,11 @@ class AdversarialTask(_AdversarialState):
 
     def path_step(self)->Tensor:
         "Path length on half a batch."
-        wp, _ = self.codes(self.draw(self.batch)[0][:self.batch//2])
+        wp, _ = self.codes(self.draw(self.batch)[0][:own_count(self.batch//2)])
         img = self.synthesize(wp)
-        length = path_lengths(img, wp, torch.randn(img.shape, generator=self.rng).to(img))
-        mean = length.detach().mean()
+        draw = lambda n: torch.randn(n, *img.shape[1:], generator=self.rng)
+        length = path_lengths(img, wp, draw_own(draw, len(img)).to(img))
+        mean = mean_across(length.detach().mean())
         self.path_mean = torch.where(self.path_mean == 0, mean, self.path_mean.lerp(mean, .01))
         loss = (length - self.path_mean).square().mean()*self.path*self.path_every
         _descend(self.opt_g, self.G, loss)
@@ -320,7 +327,8 @@ class _SampleSheets:
 
     def after_step(self, task, logs):
         "Draw when it is time."
-        if task.step % self.every and task.step != task.steps: return
+        late = task.step % self.every and task.step != task.steps
+        if late or joined_share()[0]: return
         G = getattr(task, 'ema', task.G)
         z = torch.randn(self.n, G.z_dim, generator=make_rng(self.seed)).to(G.w_avg)
         was = G.training

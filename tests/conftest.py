@@ -1,5 +1,5 @@
 "Shared by all tests."
-import os, subprocess, sys
+import errno, os, socket, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -11,6 +11,20 @@ def pytest_collection_modifyitems(items):
     "The tests of a module share their fixtures, so they stay in one process; notebooks go wherever there is room."
     for i in items:
         if i.path.stem != 'test_notebooks': i.add_marker(pytest.mark.xdist_group(i.path.stem))
+
+
+def connect_nearby(self, address, connect=socket.socket.connect):
+    "Tests talk to this computer only."
+    near = self.family == getattr(socket, 'AF_UNIX', None) or address[0] in ('localhost', '127.0.0.1', '::1')
+    if not near: raise OSError(errno.ENETUNREACH, f'a test asked the network for {address[0]}')
+    return connect(self, address)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def no_network():
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(socket.socket, 'connect', connect_nearby)
+        yield
 
 
 @pytest.fixture

@@ -661,7 +661,7 @@ def wheel(tmp_path_factory):
     "A wheel of this repository, built elsewhere."
     d = tmp_path_factory.mktemp('wheel')
     copy(d, 'cycle_nb', 'data', 'setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE')
-    sh(d, sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', d/'out', d)
+    sh(d, sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-index', '--no-build-isolation', '-w', d/'out', d)
     return next((d/'out').glob('*.whl'))
 
 

@@ -16,10 +16,14 @@ it. The second table is needed only for the extras and for work on the project. 
 """
 
 
+NOT_IN_DEV = dict(nbgrader='BSD-3-Clause')      # need not be installed where the table is made; as its repository states
+
+
 def required(*keys):
-    "Names of packages in sections of settings.ini."
+    "Names of packages in sections of settings.ini; without names, in all that end in `requirements`."
     ini = ConfigParser(delimiters=['='], inline_comment_prefixes=None)
     ini.read(ROOT/'settings.ini', encoding='utf-8')
+    keys = keys or [k for k in ini['DEFAULT'] if k.endswith('requirements')]
     lines = [l for k in keys for l in ini['DEFAULT'].get(k, '').splitlines() if l.strip()]
     return sorted({re.match(r'[\w.-]+', l.strip())[0] for l in lines}, key=str.lower)
 
@@ -27,7 +31,7 @@ def required(*keys):
 def licence(name):
     "What a package says of itself, in few words; None when it is not installed."
     try: m = metadata(name)
-    except PackageNotFoundError: return None
+    except PackageNotFoundError: return NOT_IN_DEV.get(name)
     if found := m.get('License-Expression'): return found
     kinds = [c.split(' :: ')[-1] for c in m.get_all('Classifier', []) if c.startswith('License ::')]
     text = (m.get('License') or '').strip().splitlines()
@@ -42,8 +46,7 @@ def table(names):
 def page():
     "The whole file."
     first = required('requirements')
-    extras = [k for k in ('lab_requirements', 'hub_requirements', 'distributed_requirements', 'dev_requirements')]
-    more = [n for n in required(*extras) if n not in first]
+    more = [n for n in required() if n not in first]
     return '\n'.join([HEAD, *table(first), '', '## Extras', '', *table(more), ''])
 
 

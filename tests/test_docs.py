@@ -226,7 +226,7 @@ def test_picture_of_the_house_is_drawn_from_the_imports():
     by_part = make_docs.parts((ROOT/'README.md').read_text(), found)
     below = make_docs.stands_on(by_part)
     assert below['ground'] == [] and 'ground' in below['the generator'] and all(list(by_part).index(q) < i for i, p in enumerate(by_part) for q in below[p])
-    assert 'core' in make_docs.needs('01_files') and make_docs.needs('52_paper') == []
+    assert 'core' in make_docs.needs('01_files') and make_docs.needs('53_paper') == []
 
 
 # --- the site, built -----------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_site_can_be_searched(site, browser):
 @pytest.mark.parametrize('width', [1280, 390])
 def test_site_fits_the_screen(site, browser, width):
     "Nothing is wider than the window; equations have a height; the house leads into its rooms."
-    for name in ('index', '12_gan', '52_paper', 'models', 'api/encoder', 'contributing', 'teaching'):
+    for name in ('index', '12_gan', '53_paper', 'models', 'api/encoder', 'contributing', 'teaching'):
         tab, asked = opened(browser, site/f'{name}.html', width)
         assert tab.evaluate('document.scrollingElement.scrollWidth <= innerWidth + 1'), name
         if name == '12_gan': assert all(h > 10 for h in tab.evaluate('[...document.querySelectorAll("div.equation math")].map(m => m.getBoundingClientRect().height)'))

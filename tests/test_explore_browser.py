@@ -36,7 +36,7 @@ player([torch.full((3, 32, 32), k/2 - 1.) for k in range(5)], 'without the kerne
 @pytest.fixture
 def notebook(bundle, tmp_path):
     "A copy of the chapter; with the untrained bundle where the trained one is not there yet."
-    nb = nbformat.read(ROOT/'nbs'/'42_explore.ipynb', 4)
+    nb = nbformat.read(ROOT/'nbs'/'43_explore.ipynb', 4)
     whole = all((pretrained_path('sdfaces64')/f'{n}.safetensors').is_file() for n in ('generator', 'w', 'wplus', 'cycle', 'directions', 'identity'))
     nb.metadata.kernelspec = dict(display_name='python3', language='python', name='python3')
     for cell in nb.cells:

@@ -6,7 +6,7 @@ import pytest
 from nbclient import NotebookClient
 from conftest import ROOT
 
-NAMES = '00_core', '10_layers', '53_real_faces', 'index'      # with and without an export, a lesson that exports nothing, the front page
+NAMES = '00_core', '10_layers', '54_real_faces', 'index'      # with and without an export, a lesson that exports nothing, the front page
 
 
 @pytest.fixture

@@ -172,11 +172,11 @@ def test_saved_players_are_light_and_whole(path):
         assert html.count('<figure') == torch.tensor([n for _, n, _ in axes]).prod() and not re.search(r'(src|href)="(?!data:)', html)
 
 
-WITH_SLIDERS = '11_stylegan2 12_gan 13_latents 19_encoder 21_schedule 22_cycle 23_project 25_refine 26_tune 28_directions 42_explore 45_evaluate 47_price'.split()
+WITH_SLIDERS = '11_stylegan2 12_gan 13_latents 19_encoder 21_schedule 22_cycle 23_project 25_refine 26_tune 28_directions 43_explore 46_evaluate 48_price'.split()
 
 @pytest.mark.parametrize('name', WITH_SLIDERS)
 def test_lesson_has_something_to_move(name):
     "By the small layer, not by ipywidgets of its own."
     source = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code')
     assert re.search(r'^(slider_view|player|explorer)\b', source, re.M)
-    assert name == '42_explore' or 'ipywidgets' not in source
+    assert name == '43_explore' or 'ipywidgets' not in source

@@ -65,7 +65,7 @@ def check_number(
 )->float:
     "A finite number; `InputError` for all else, text too."
     try: found = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError, RuntimeError): found = math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError): found = math.nan
     if math.isfinite(found) and found >= least: return found
     at_least = '' if least == -math.inf else f' of at least {least:g}'
     raise InputError(f'{name}={repr(value)[:40]}: must be a finite number{at_least}')

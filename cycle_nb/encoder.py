@@ -25,7 +25,8 @@ class StyleHead(nn.Module):
     ):
         super().__init__()
         cs = [dim]*max(1, int(math.log2(side))) + [w_dim]
-        convs = [(nn.Conv2d(i, o, 3, 2, 1), nn.LeakyReLU()) for i, o in zip(cs, cs[1:])]
+        stride = 2 if side > 1 else 1   # one pixel: the same; torch 2.14's bfloat16 gradient is not
+        convs = [(nn.Conv2d(i, o, 3, stride, 1), nn.LeakyReLU()) for i, o in zip(cs, cs[1:])]
         self.convs = nn.Sequential(*[m for pair in convs for m in pair])
         self.linear = EqualLinear(w_dim, w_dim)
         if zero: nn.init.zeros_(self.linear.weight)

@@ -75,3 +75,13 @@ def test_cell_does_nothing_where_the_package_is(copy, monkeypatch):
     monkeypatch.setenv('GIT_ALLOW_PROTOCOL', 'none')        # whatever happens, nothing is fetched
     assert executed(cell.source) == '[]'
     assert 'your_name' in executed(cell.source.replace('"cycle_nb"', '"no_such_package"'))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('[!._]*.ipynb')), ids=lambda p: p.stem)
+def test_every_notebook_runs_where_nothing_is_installed(path):
+    "One badge, which opens this notebook and no other, and one install cell, before the first import of the package."
+    cells = json.loads(path.read_text())['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells)
+    assert text.count('colab-badge.svg') == 1 and text.count(f'/blob/main/nbs/{path.stem}.ipynb)') == 1
+    first = next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and 'cycle_nb' in ''.join(c['source']) and not is_install(c)), len(cells))
+    assert [i < first for i, c in enumerate(cells) if is_install(c)] == [True]

@@ -18,6 +18,7 @@ project_copyright = f'{author}, {cfg["license"]}'
 extensions = ['myst_nb', 'sphinx.ext.autodoc']
 exclude_patterns = ['_build']
 nb_execution_mode = 'off'           # the notebooks keep their outputs
+nb_render_markdown_format = 'myst'  # their tables are drawn as tables
 nb_code_prompt_show, nb_code_prompt_hide = 'Show the code', 'Hide the code'
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import torch
-from cycle_nb import core, train_encoder, train_features, train_generator
+from cycle_nb import core, sdfaces, train_encoder, train_features, train_generator
 from cycle_nb.core import joined_processes, joined_share, make_rng, process_share
 from cycle_nb.features import Identity, Perceptual
 from cycle_nb.cli import main as cycle_nb
@@ -83,7 +83,9 @@ def losses(out):
     with joined_processes():
         for kind, steps in dict(float32=20, float64=10).items():
             torch.set_default_dtype(getattr(torch, kind))
-            if kind == 'float64': torch.Tensor.float = torch.Tensor.double
+            if kind == 'float64':
+                torch.Tensor.float = torch.Tensor.double
+                for m in (train_features, sdfaces): m.sample_factors = lambda *a, **k: sample_factors(*a, **k).double()
             with tempfile.TemporaryDirectory() as work:
                 run_all(out, Path(work), steps, kind == 'float64')
                 files = sorted(f.relative_to(work).as_posix() for f in Path(work).rglob('*.*') if f.is_file())

@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT/'tools'))
 import make_docs
 
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
-WRITTEN = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'teaching/README.md', 'teaching/mistakes.md')]
+WRITTEN = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'teaching/README.md', 'teaching/mistakes.md',
+                           'teaching/questions/part1.md', 'teaching/questions/part2.md', 'teaching/questions/reader.md')]
 NEEDS = 'sphinx', 'myst_nb', 'sphinx_book_theme', 'fastcore'
 MISSING = [m for m in NEEDS if importlib.util.find_spec(m) is None]
 built_here = pytest.mark.skipif(bool(MISSING), reason=f'{", ".join(MISSING)} not installed: pip install -e .[docs]')

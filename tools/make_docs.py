@@ -284,12 +284,16 @@ def house_file():
 
 # --- the site ------------------------------------------------------------------------------
 
+QUESTIONS = 'part1', 'part2', 'reader'
+
+
 def anywhere(source):
     "A page of the repository as a page of the site: its links to files become links to pages."
     source = re.sub(r'\]\((?:nbs/)?(\w+)\.ipynb\)', r'](\1.ipynb)', source)
     pages = {'README.md': 'index.ipynb', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md',
              'CITATION.cff': 'citation.md', 'teaching/README.md': 'teaching.md', 'teaching/mistakes.md': 'teaching_mistakes.md',
-             'mistakes.md': 'teaching_mistakes.md'}
+             'mistakes.md': 'teaching_mistakes.md',
+             **{f'questions/{k}.md': f'teaching_questions_{k}.md' for k in QUESTIONS}}
     return re.sub(r'\]\(([\w./]+)\)', lambda m: f']({pages[m[1]]})' if m[1] in pages else m[0], source)
 
 
@@ -317,10 +321,10 @@ def lay_out(stage=STAGE, live=None):
     (stage/'models.md').write_text(models_page(), encoding='utf-8')
     picture = f'```{{raw}} html\n{house(found, by_part)}\n```'
     written = {'contributing': 'CONTRIBUTING.md', 'changelog': 'CHANGELOG.md', 'teaching': 'teaching/README.md',
-               'teaching_mistakes': 'teaching/mistakes.md'}
+               'teaching_mistakes': 'teaching/mistakes.md', **{f'teaching_questions_{k}': f'teaching/questions/{k}.md' for k in QUESTIONS}}
     for name, source in written.items():
         body = PICTURE.sub(lambda _: picture, (ROOT/source).read_text(encoding='utf-8'))
-        if name == 'teaching': body += '\n' + toctree('Teaching', [*exercises(save, found), 'teaching_mistakes']) + '\n'
+        if name == 'teaching': body += '\n' + toctree('Teaching', [*exercises(save, found), *(k for k in written if k.startswith('teaching_'))]) + '\n'
         (stage/f'{name}.md').write_text(linked(anywhere(body), found), encoding='utf-8')
     cite = (ROOT/'CITATION.cff').read_text(encoding='utf-8')
     (stage/'citation.md').write_text(f'# Citing\n\n`CITATION.cff` of this repository:\n\n```yaml\n{cite}```\n', encoding='utf-8')

@@ -30,13 +30,14 @@ with suppress(OSError): (here/'LICENSE').chmod(0o644)
 if (here/'.git').exists() and commit_time(): os.environ.setdefault('SOURCE_DATE_EPOCH', commit_time())
 
 
-class BuildWithSamples(build_py):
-    "The sample images live in data/, where readers look; a wheel carries them inside the package."
+class BuildWithData(build_py):
+    "Sample images and records live in data/, where readers look; a wheel carries them inside the package."
     def run(self):
         super().run()
         if self.editable_mode: return
-        to = Path(self.build_lib)/'cycle_nb'/'samples'
-        copytree(here/'data'/'samples', to, dirs_exist_ok=True, ignore=ignore_patterns('.*'))
+        for at, name in {'samples': 'samples', 'results': 'records'}.items():
+            to = Path(self.build_lib)/'cycle_nb'/name
+            copytree(here/'data'/at, to, dirs_exist_ok=True, ignore=ignore_patterns('.*'))
         for f in Path(self.build_lib).rglob('*'): f.chmod(0o755 if f.is_dir() else 0o644)
 
 
@@ -51,7 +52,7 @@ data = [f.relative_to(lib).as_posix() for d in ('pretrained', 'web') for f in (l
 apart = {k: lines(f'{k}_requirements') for k in ('docs', 'teach')}      # not part of [dev]
 
 setup(
-    cmdclass={'build_py': BuildWithSamples},
+    cmdclass={'build_py': BuildWithData},
     name=cfg['dist_name'], version=cfg['version'], description=cfg['description'],
     author=cfg['author'], license=cfg['license'], keywords=cfg['keywords'].split(),
     url=home, project_urls={'Source': home, 'Issues': f'{home}/issues'},

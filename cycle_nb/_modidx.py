@@ -803,6 +803,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cycle_nb.models.model_from_card': ('models.html#model_from_card', 'cycle_nb/models.py'),
                                  'cycle_nb.models.package_dir': ('models.html#package_dir', 'cycle_nb/models.py'),
                                  'cycle_nb.models.pretrained_path': ('models.html#pretrained_path', 'cycle_nb/models.py'),
+                                 'cycle_nb.models.records_dir': ('models.html#records_dir', 'cycle_nb/models.py'),
                                  'cycle_nb.models.register_model': ('models.html#register_model', 'cycle_nb/models.py'),
                                  'cycle_nb.models.resolve_weights': ('models.html#resolve_weights', 'cycle_nb/models.py'),
                                  'cycle_nb.models.round_numbers': ('models.html#round_numbers', 'cycle_nb/models.py'),

@@ -670,6 +670,7 @@ def test_wheel_has_everything(wheel):
     want = [p.relative_to(ROOT).as_posix() for p in MODULES + [LIB/f for f in HANDWRITTEN] + WEIGHTS + [w.with_suffix('.json') for w in WEIGHTS]]
     want += ['cycle_nb/web/page.html']
     want += [f'cycle_nb/samples/{p.name}' for p in (ROOT/'data'/'samples').glob('*.png')]
+    want += [f'cycle_nb/records/{p.name}' for p in (ROOT/'data'/'results').glob('*.json')]
     assert not set(want) - inside and sum('/samples/' in w for w in want) >= 12
     meta = {n.split('/')[-1]: zipfile.ZipFile(wheel).read(n).decode() for n in inside if 'dist-info' in n}
     assert 'cycle-nb = cycle_nb.cli:main' in meta['entry_points.txt'] and 'LICENSE' in meta

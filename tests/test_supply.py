@@ -53,7 +53,7 @@ def test_the_same_commit_gives_the_same_wheel(tmp_path):
         p = subprocess.run(list(map(str, cmd)), capture_output=True, text=True, timeout=300, **kw)
         assert p.returncode == 0, p.stdout + p.stderr
     home = tmp_path/'home'
-    for n in ('cycle_nb', 'data/samples'): shutil.copytree(ROOT/n, home/n, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+    for n in ('cycle_nb', 'data/samples', 'data/results'): shutil.copytree(ROOT/n, home/n, ignore=shutil.ignore_patterns('__pycache__', '.*'))
     for n in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT/n, home)
     who = dict(GIT_AUTHOR_NAME='a', GIT_AUTHOR_EMAIL='a@b', GIT_COMMITTER_NAME='a', GIT_COMMITTER_EMAIL='a@b', GIT_COMMITTER_DATE='1700000000 +0000')
     for cmd in (['init', '-q'], ['add', '-A'], ['commit', '-q', '-m', 'all']): sh('git', *cmd, cwd=home, env=os.environ | who)

@@ -520,6 +520,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cycle_nb/folder_inversion.py'),
                                            'cycle_nb.folder_inversion._invert_batches': ( 'folder_inversion.html#_invert_batches',
                                                                                           'cycle_nb/folder_inversion.py'),
+                                           'cycle_nb.folder_inversion._is_record': ( 'folder_inversion.html#_is_record',
+                                                                                     'cycle_nb/folder_inversion.py'),
                                            'cycle_nb.folder_inversion._making_of': ( 'folder_inversion.html#_making_of',
                                                                                      'cycle_nb/folder_inversion.py'),
                                            'cycle_nb.folder_inversion._name_of': ( 'folder_inversion.html#_name_of',

@@ -132,7 +132,10 @@ def _measure_price(a, out)->dict:
 def _measure_quality(a, out)->dict:
     "All methods on the same faces: tables, claims, sheets."
     from cycle_nb.bundle import load_bundle
+    from cycle_nb.core import InputError
     from cycle_nb.report import BESIDE, check_new, quality_record, quality_text, write_quality
+    if str(out).endswith(BESIDE):
+        raise InputError(f'{out}: a record is a .json file; tables and pictures go beside it')
     check_new(out, a.overwrite, BESIDE)
     b = load_bundle(a.bundle, a.device)
     methods = a.methods.split(',') if a.methods else None

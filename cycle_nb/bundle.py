@@ -258,7 +258,13 @@ class Bundle(_BundleHashes):
         except (TypeError, ValueError):
             raise InputError(f'edits={repr(edits)[:40]}: {example}') from None
         for name, _ in pairs: self.direction(name)
-        return [(k, check_number(s, f'strength of {k}')) for k, s in pairs]
+        pairs = list(dict.fromkeys((k, check_number(s, f'strength of {k}')) for k, s in pairs))
+        files = [f'{k}{s:+g}' for k, s in pairs]        # a picture's name
+        if len({*files}) < len(pairs):
+            raise InputError(f'edits: {", ".join(files)}: two of them would have one file')
+        if any(abs(s) > 1000 for _, s in pairs):
+            raise InputError('edits: a strength is a finite number, at most 1000')
+        return pairs
 
     def reg_images(self,
         n:int=7, # images

@@ -9,7 +9,7 @@ __all__ = ['apply_direction', 'check_strengths', 'predict_attributes', 'ridge_fi
            'load_directions']
 
 # %% ../nbs/28_directions.ipynb #95ef9ef4
-import torch
+import re, torch
 from torch import Tensor
 from .core import InputError
 from .files import expand_path
@@ -36,8 +36,9 @@ def check_strengths(
     "Finite strengths, of whatever library; `InputError` for all else."
     try: s = torch.as_tensor(strength, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError): s = torch.tensor(float("nan"))
-    if s.shape in ((), (1,), (n,)) and s.isfinite().all(): return s
-    raise InputError(f"strength of {name}: must be a finite number, or one for each of {n} images")
+    if s.shape in ((), (1,), (n,)) and s.isfinite().all() and s.abs().max() <= 1000: return s
+    raise InputError(f"strength of {name}: must be a finite number, at most 1000, or one for each "
+                     f"of {n} images")
 
 # %% ../nbs/28_directions.ipynb #ec269702
 @torch.no_grad()
@@ -197,7 +198,10 @@ def direction_misfits(
     odd = [f"{k!r} is {what(d)}" for k, d in directions.items() if what(d) not in map(str, fit)]
     odd += [f"{k!r} is not all finite" for k, d in directions.items()
             if isinstance(d, Tensor) and not d.isfinite().all()]
-    return odd and [f"direction {first_names(odd)}; this generator takes {fit[0]} or {fit[1]}"]
+    found = odd and [f"direction {first_names(odd)}; this generator takes {fit[0]} or {fit[1]}"]
+    fine = lambda k: isinstance(k, str) and re.fullmatch(r"\w[\w .+-]{0,79}", k)
+    bad = [repr(k)[:40] for k in directions if not fine(k)]
+    return found + (bad and [f"direction {first_names(bad)}: a name is letters, digits, _ . + -"])
 
 def check_directions(
     directions:dict, # name -> (D,) or (L,D)

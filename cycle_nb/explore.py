@@ -6,8 +6,7 @@
 __all__ = ['render_html', 'Explorer']
 
 # %% ../nbs/43_explore.ipynb #5b58e7a1
-import html, io
-from PIL import Image
+import html, tempfile
 from functools import cached_property
 from pathlib import Path
 from .core import InputError, check_number, check_whole
@@ -15,6 +14,7 @@ from .vis import (Player, captioned_html, labelled_grid, live_or_player, numbers
     plane_html, player)
 from .sdfaces import GroundTruth, check_factors
 from .images import load_images
+from .results import safe_filename
 from .inversion import Inversion
 from .path import CodePath, render_state, stop_label
 
@@ -113,12 +113,15 @@ def _start(
 
 def _uploaded(
     value, # of an ipywidgets `FileUpload`: of version 8 a tuple, of version 7 a dictionary
-)->list: # (name, PIL image) pairs
-    "The pictures that a reader gave; `InputError` names a file that is none."
+    size:int, # pixels
+)->list: # (name, (1,3,size,size)) pairs
+    "The pictures that a reader gave, read as files are; `InputError` names a file that is none."
     if isinstance(value, dict): value = [v | dict(name=k) for k, v in value.items()]
     def read(name, content, **_):
-        try: return Path(name).stem, Image.open(io.BytesIO(bytes(content))).convert('RGB')
-        except Exception as e: raise InputError(f'{name}: no picture that can be read') from e
+        with tempfile.TemporaryDirectory() as tmp:
+            file = Path(tmp)/safe_filename(Path(name).name)
+            file.write_bytes(bytes(content))
+            return Path(name).stem, load_images(file, size)[0]
     return [read(**f) for f in value]
 
 # %% ../nbs/43_explore.ipynb #a2d4fa85
@@ -176,9 +179,8 @@ class _Controlled(_Views):
     ):
         "Uploaded pictures become faces of the menu, and the last of them is shown."
         try:
-            for name, im in _uploaded(files):
-                self.add(load_images(im, self.bundle.generator.resolution)[0], name)
-        except InputError as e: self.panel.value = _error_html(e); return
+            for name, img in _uploaded(files, self.bundle.generator.resolution): self.add(img, name)
+        except Exception as e: self.panel.value = _error_html(e); return
         menu, names = self.controls['i'], [f.names[0] for f in self.faces]
         if len(menu.options) == len(names): return
         menu.options = [(n, k) for k, n in enumerate(names)]

@@ -21,7 +21,7 @@ from .images import image_paths, load_images
 from .bundle import Bundle, load_bundle
 from .results import (check_files, check_output, each_unique_name, file_label,
     load_card, load_result, output_folder, result_folders, safe_filename)
-from .pipeline import BATCH, METRICS, check_settings, parse_method, usual_method
+from .pipeline import BATCH, METRICS, SETTINGS, check_settings, parse_method, usual_method
 from .inversion import invert_batch
 
 # %% ../nbs/41_folder_inversion.ipynb #de2219b8
@@ -246,18 +246,25 @@ def _invert_batches(
         if log: log(f'{done} of {n} images, {format_duration(gone)} gone{left}')
 
 # %% ../nbs/41_folder_inversion.ipynb #616d3e56
+def _is_record(
+    path:Path, # of a file that may be a record
+    readable:bool=False, # None for what cannot be read?
+)->bool:
+    "Whether this command wrote it."
+    try: card = read_json(path)
+    except InputError: return None if readable else False
+    return isinstance(card, dict) and card.get('kind') == 'inversion'
+
 def _check_ours(
     out:Path, # folder of results
 ):
     "`InputError` when the record or the rows in a folder were written by something else."
     record, rows = out/_RECORD, out/_ROWS
-    try: card = read_json(record) if record.is_file() else {}
-    except InputError: card = {}                    # damaged: made again from the results
-    ours = isinstance(card, dict) and card.get('kind', 'inversion') == 'inversion'
-    strange = rows.is_file() and not record.exists() and next(result_folders(out), None) is None
-    if not ours or strange:
-        raise InputError(f'{rows if ours else record}: not written by this command; choose '
-                         'another --out')
+    if next(result_folders(out), None) is None:     # else a damaged record is made from the results
+        files = [f for f in (record, rows) if f.is_file()]
+        strange = files[:1] if not _is_record(record) else []
+    else: strange = [record] if _is_record(record, True) is False else []
+    if strange: raise InputError(f'{strange[0]}: not written by this command; choose another --out')
 
 def _check_share(
     share, # see `invert_files`
@@ -275,7 +282,7 @@ def _earlier_records(
     share:tuple, # see `invert_files`
 )->list:
     "Records of an earlier run: those that this process writes, and those that nobody will."
-    numbered = [f for f in out.glob('record.*.json') if f.stem[7:].isdigit()]
+    numbered = [f for f in out.glob('record.*.json') if f.stem[7:].isdigit() and _is_record(f)]
     keep = {_own_record(out, k) for k in range(share[1])} - {_own_record(out, share[0])}
     return [out/_RECORD, out/_ROWS, *(f for f in numbered if f not in keep)]
 
@@ -294,6 +301,8 @@ def invert_files(
 )->dict: # the record: images, means, new, failures, stopped, seconds, …
     "Invert any number of files; what is finished stays, also after Ctrl-C."
     start, fresh, bundle = time.time(), not os.path.lexists(expand_path(out)), load_bundle(bundle)
+    odd = settings.keys() - {*SETTINGS, 'compare', 'low_memory', 'log'}
+    if odd: raise InputError(f'no setting {min(odd)!r}: there are {", ".join(SETTINGS)}')
     steps = {k: settings[k] for k in ('refine', 'tune') if k in settings}
     if method is None: method = usual_method(bundle, **steps)
     m = parse_method(method, bundle.encoders)

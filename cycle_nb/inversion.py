@@ -70,8 +70,8 @@ class Inversion:
 
     def __getitem__(self, i)->'Inversion':
         "Some of the images, by position, slice or list."
-        at = list(range(len(self))[i]) if isinstance(i, slice) else i
-        at = torch.as_tensor(at).reshape(-1).tolist()
+        at = i if isinstance(i, slice) else torch.as_tensor(i)      # a position, a list or a mask
+        at = torch.arange(len(self))[at].reshape(-1).tolist()
         names, some = [self.names[k] for k in at], lambda d: {k: v[at] for k, v in d.items()}
         return replace(self, wp=self.wp[at], img=self.img[at], target=self.target[at], names=names,
                        metrics=[m for m in self.metrics if m['image'] in names],
@@ -116,6 +116,7 @@ def _tensors_of(inv, i):
 
 def _save(inv, folder, edits, replace:bool)->list:
     "Draw the edits, then write a folder for each image."
+    if len({*inv.names}) < len(inv): raise InputError(f'{inv.names}: two images have one name')
     pictures = {f'{n}{s:+g}': inv.edit(n, s) for n, s in inv.bundle.check_edits(edits)}
     pictures |= dict(target=inv.target, inverted=inv.img)
     of = lambda i: ({k: v[i] for k, v in pictures.items()}, _tensors_of(inv, i), _card_of(inv, i))

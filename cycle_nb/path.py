@@ -8,7 +8,7 @@ __all__ = ['lerp_codes', 'path_out_of_w', 'optimise_from', 'edited', 'true_edit'
 # %% ../nbs/42_path.ipynb #bd8dce92
 import torch
 from torch import Tensor
-from .core import own_context
+from .core import InputError, own_context
 from .sdfaces import FACTORS, GroundTruth
 from .latents import spread
 from .project import project
@@ -31,6 +31,7 @@ def path_out_of_w(
 )->list: # names of methods
     "Where a picture's code can be found, from W outwards."
     near = [k for k in ('w', 'cycle') if k in encoders] or encoders[:1]
+    if not near: raise InputError('a path out of W begins with an encoder; this bundle has none')
     return [*near, f'{near[-1]}+refine', *[k for k in ['wplus'] if k in encoders and k not in near],
             'opt-wplus']
 
@@ -102,7 +103,7 @@ class _Stops:
         truth:GroundTruth=None, # the factors behind the first of them
         tune:int=60, # steps at most, at each stop
     ):
-        self.truth, self._true = truth, {}
+        self.truth, self._true = truth and truth[:len(inv)], {}
         self.faces, self.bundle, self.tune = [inv[k] for k in range(len(inv))], inv.bundle, tune
         self.path, self._codes, self._own = path_out_of_w(self.bundle.encoders), {}, {}
 
@@ -115,6 +116,8 @@ class _Stops:
 
     def code(self, i:int, k:int)->Tensor: # (1,L,D)
         "The code of face i at stop k."
+        if k not in range(len(self.path)):
+            raise InputError(f'no stop {k}: the path has {len(self.path)}, the first is 0')
         if (i, k) not in self._codes:
             x, name = self.faces[i].target, self.path[k]
             if name != 'opt-wplus': *_, (_, wp, _, _) = run_pipeline(x, self.bundle, name)
@@ -173,6 +176,7 @@ class CodePath(_Stops):
         "The stops of the path on the plane of distortion and edit error."
         target, true, out = self.faces[i].target, self.true(i, edits), {}
         found = [k for k in range(len(self.path)) if (i, k) in self._codes]
+        if true is None or not found: return {}
         def place(G, ks):
             wp = torch.cat([self.code(i, k) for k in ks])
             imgs = synthesize(G, torch.cat([wp, edited(wp, edits, self.bundle)]))

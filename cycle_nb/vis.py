@@ -366,10 +366,11 @@ def plane_html(
     places = [p[:2] for ps in curves.values() for p in ps] + [*here.values(), (0., level)]
     wide, high = (1.12*max(1e-6, *v) for v in zip(*places))
     X, Y = lambda v: 30 + v/wide*(size - 40), lambda v: size - 26 - v/high*(size - 40)
-    colours, right = dict(zip(curves, _COLOURS)), size - 10
+    colours, right = dict(zip(dict.fromkeys([*curves, *here]), _COLOURS*9)), size - 10
     parts = [_curve_svg(k, ps, colours[k], X, Y) for k, ps in curves.items()]
-    parts += [f'<circle data-here="{k}" cx="{X(p):.1f}" cy="{Y(q):.1f}" r="7" fill="none" '
-              f'stroke-width="2.5" stroke="{colours[k]}"/>' for k, (p, q) in here.items()]
+    parts += [f'<circle data-here="{html.escape(k)}" cx="{X(p):.1f}" cy="{Y(q):.1f}" r="7" '
+              f'fill="none" stroke-width="2.5" stroke="{colours[k]}"/>'
+              for k, (p, q) in here.items()]
     parts += [_svg_text(right, 12 + 13*k, n, f'text-anchor="end" fill="{colours[n]}"')
               for k, n in enumerate(curves)]
     line = 'fill="none" stroke="currentColor"'

@@ -423,3 +423,59 @@ def test_parts_in_files_are_checked_as_those_handed_over(bundle, tmp_path):
     refused(lambda: b.encoder('w'), 'other: w', '10 codes of 128', '8 of 32')
     refused(lambda: b.direction('smile'), "'age' is (128,)", '(32,) or (8, 32)')
     assert evaluator(b, bundle).perceptual is not None          # feature networks read any size
+
+# --- what somebody found who tried to break it ---------------------------------------------
+
+@pytest.mark.parametrize('name', ['/tmp/evil', 'a/b', '..', '', 'x'*300, 'nul\0l', 5, None], ids=lambda n: repr(n)[:20])
+def test_the_name_of_an_edit_is_a_name(nets, name):
+    "It becomes a part of a file's name."
+    refused(lambda: Bundle.from_networks(nets.generator, nets.encoder('cycle'), nets.perceptual, directions={name: torch.zeros(nets.generator.w_dim)}), 'direction', 'letters')
+
+@pytest.mark.parametrize('text', ['{"mine": 1}', 'my notes', '[1]'])
+def test_records_of_others_are_kept(nets, faces, tmp_path, text):
+    for file in ('record.json', 'metrics.jsonl'):
+        out = tmp_path/file
+        out.mkdir()
+        (out/file).write_text(text)
+        (out/'record.7.json').write_text(text)
+        refused(lambda: invert_files(faces[:1], out, nets, 'cycle', refine=0, tune=0), 'not written by this command')
+        assert (out/file).read_text() == text and len(list(out.iterdir())) == 2
+        (out/file).unlink()
+        invert_files(faces[:1], out, nets, 'cycle', refine=0, tune=0)
+        assert (out/'record.7.json').read_text() == text
+
+def test_an_unknown_setting_costs_nothing(nets, faces, tmp_path):
+    invert_files(faces[:1], tmp_path, nets, 'cycle', refine=0, tune=0)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    refused(lambda: invert_files(faces[:1], tmp_path, nets, 'cycle', existing='replace', encoder='w', refine=0, tune=0), "'encoder'", 'seed')
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+
+def test_two_images_of_one_name_are_not_saved_as_one(found, tmp_path):
+    refused(lambda: found[[0, 0]].save(tmp_path/'o'), 'one name')
+    assert not (tmp_path/'o').exists()
+
+def test_a_mask_picks_images(found):
+    mask = [True] + [False]*(len(found) - 1)
+    for m in (mask, torch.tensor(mask), np.array(mask)): assert found[m].names == found.names[:1] and len(found[m]) == 1
+    assert found[-1].names == found.names[-1:]
+
+@pytest.mark.parametrize('edits', [[('smile', 1e38)], [('smile', 2.), ('smile', 2.0000001)]], ids=repr)
+def test_edits_that_cannot_be_files(found, tmp_path, edits):
+    refused(lambda: found.save(tmp_path/'o', edits), 'edits')
+    refused(lambda: found.edit('smile', 1e38), 'finite')
+
+def test_the_truth_of_others_is_not_that_of_an_upload(found, faces):
+    e = Explorer(found, sample_factors(len(found) + 3, make_rng(0)))
+    e.receive((dict(name='me.png', content=faces[0].read_bytes()),))
+    assert e.faces[-1].names == ['me'] and 'true edit' not in e.page(i=len(found), t=0., edit='smile', strength=1.)
+    for bad in (None, [5], (dict(name='a'),), (dict(name='letter.txt', content=b'x'),)):
+        e.receive(bad)
+        assert 'cycle-explorer-error' in e.panel.value and len(e.faces) == len(found) + 1
+
+def test_an_upload_is_read_as_a_file_is(found, tmp_path):
+    Image.fromarray(np.full((80, 80), 20000, np.uint16)).save(tmp_path/'deep.png')
+    Image.new('RGBA', (80, 80)).save(tmp_path/'clear.png')
+    e, size = Explorer(found), found.target.shape[-1]
+    for name in ('deep', 'clear'):
+        e.receive((dict(name=f'{name}.png', content=memoryview((tmp_path/f'{name}.png').read_bytes())),))
+        assert torch.equal(e.faces[-1].target.cpu(), load_images(tmp_path/f'{name}.png', size)[0])

@@ -70,8 +70,8 @@ def test_workers_make_the_same_figures(tmp_path):
     script = f'from cycle_nb.evaluate import evaluate_methods\nif __name__ == "__main__": evaluate_methods({str(bundle)!r}, 40, methods=["cycle", "w"], batch=1, work={str(tmp_path/"c")!r}, workers=2)'
     (tmp_path/'run.py').write_text(script)
     p = subprocess.Popen([sys.executable, tmp_path/'run.py'], env=ENV, stdout=subprocess.PIPE, text=True)
-    for line in p.stdout:
-        if 'of 40' in line: break
+    end = time.time() + 300                         # until a part is there, and before the helper has done all of its own
+    while time.time() < end and p.poll() is None and not (len(children(p.pid)) >= 2 and any((tmp_path/'c').rglob('0*.json'))): time.sleep(.02)
     helpers = children(p.pid)
     assert len(helpers) >= 2
     p.kill(); p.wait(); end = time.time() + 120

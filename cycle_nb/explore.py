@@ -217,12 +217,12 @@ class Explorer(_Controlled):
     def player(self)->Player:
         "The path for readers without a kernel, with the edits that `start` names."
         at = {k: c.value for k, c in self.controls.items()}
-        def frame(g, k):
-            imgs, numbers = self.render(**at | dict(t=float(k), tuned=g == 'tuned'))[g]
+        def frame(imgs, numbers):
             said = ', '.join(f'{_NUMBERS[n]} {v:.4f}' for n, v in numbers.items())
             return labelled_grid([imgs.values()], None, imgs, 88), said
         names, nets = [stop_label(k) for k in self.path], ['shared', 'tuned']
-        frames = [frame(g, k) for g in nets for k in range(len(names))]
+        views = [self.render(**at | dict(t=float(k), tuned=True)) for k in range(len(names))]
+        frames = [frame(*v[g]) for g in nets for v in views]
         said = ', '.join(f'{k} {s:+g}' for k, s in _edits(**at)) or 'no edit'
         title = f"{self.faces[at['i']].names[0]}, {said}"
         return player(frames, title, 1.5, max_kb=90, generator=nets, code=names)

@@ -246,25 +246,23 @@ def _invert_batches(
         if log: log(f'{done} of {n} images, {format_duration(gone)} gone{left}')
 
 # %% ../nbs/41_folder_inversion.ipynb #616d3e56
-def _is_record(
+def _kind_of(
     path:Path, # of a file that may be a record
-    readable:bool=False, # None for what cannot be read?
-)->bool:
-    "Whether this command wrote it."
+)->str: # "inversion": ours; None: it cannot be read, or is not there
+    "What a file says it is."
     try: card = read_json(path)
-    except InputError: return None if readable else False
-    return isinstance(card, dict) and card.get('kind') == 'inversion'
+    except InputError: return None
+    return card.get('kind', '') if isinstance(card, dict) else ''
 
 def _check_ours(
     out:Path, # folder of results
 ):
     "`InputError` when the record or the rows in a folder were written by something else."
-    record, rows = out/_RECORD, out/_ROWS
-    if next(result_folders(out), None) is None:     # else a damaged record is made from the results
-        files = [f for f in (record, rows) if f.is_file()]
-        strange = files[:1] if not _is_record(record) else []
-    else: strange = [record] if _is_record(record, True) is False else []
-    if strange: raise InputError(f'{strange[0]}: not written by this command; choose another --out')
+    kind, first = _kind_of(out/_RECORD), next(result_folders(out), None)
+    found = next((f for f in (out/_RECORD, out/_ROWS) if f.is_file()), None)
+    ours = kind == 'inversion' or kind is None and first    # damaged: made again from the results
+    if found and not ours:
+        raise InputError(f'{found}: not written by this command; choose another --out')
 
 def _check_share(
     share, # see `invert_files`
@@ -282,7 +280,8 @@ def _earlier_records(
     share:tuple, # see `invert_files`
 )->list:
     "Records of an earlier run: those that this process writes, and those that nobody will."
-    numbered = [f for f in out.glob('record.*.json') if f.stem[7:].isdigit() and _is_record(f)]
+    numbered = [f for f in out.glob('record.*.json')
+                if f.stem[7:].isdigit() and _kind_of(f) == 'inversion']
     keep = {_own_record(out, k) for k in range(share[1])} - {_own_record(out, share[0])}
     return [out/_RECORD, out/_ROWS, *(f for f in numbered if f not in keep)]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .core import InputError, make_rng, own_rows, pick_device
 from .files import (expand_path, from_bytes, read_image, read_json, save_image, to_bytes, to_pil,
     to_tensor, write_json)
-from .models import package_dir
+from .models import data_dir
 from .sdfaces_parts import EXTRAS, FACTORS
 from .sdfaces import GroundTruth, render, sample_factors, sample_out_of_domain
 
@@ -403,9 +403,8 @@ def landmarks(
 
 # %% ../nbs/08_images.ipynb #bd058dea
 def samples_dir()->Path:
-    "Where the sample images lie: in the package when installed, in `data/` in a checkout."
-    shipped = package_dir()/'samples'
-    return shipped if shipped.is_dir() else package_dir().parent/'data'/'samples'
+    "Where the sample images lie."
+    return data_dir('samples')
 
 def samples()->tuple: # paths, `GroundTruth`
     "The sample images and their factors."

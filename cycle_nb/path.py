@@ -39,12 +39,15 @@ def optimise_from(
     target:Tensor, # (B,3,H,W)
     wp:Tensor, # first codes (B,L,D)
     bundle:Bundle,
-    steps:int=200, # of Adam, whose rate rises to .03 in the first twenty
+    steps:int=200, # of Adam
+    lr:float=.03, # its rate
+    warm_up:int=20, # steps in which the rate rises: at an optimum full ones first lead away
+    on_step=None, # see `project`
 )->Tensor: # (B,L,D)
     "Optimise every layer's style on from a code: the far end of the path."
-    rise = lambda t: min(1., (t*steps + 1)/20)
-    return project(target, bundle.generator, bundle.perceptual, 'w+', steps, .03, noise=0.,
-                   start=wp, ramp=rise)
+    rise = lambda t: min(1., (t*steps + 1)/warm_up)
+    return project(target, bundle.generator, bundle.perceptual, 'w+', steps, lr, noise=0.,
+                   start=wp, ramp=rise, on_step=on_step)
 
 # %% ../nbs/42_path.ipynb #ff6af704
 def edited(
@@ -103,7 +106,7 @@ class _Stops:
         truth:GroundTruth=None, # the factors behind the first of them
         tune:int=60, # steps at most, at each stop
     ):
-        self.truth, self._true = truth and truth[:len(inv)], {}
+        self.truth, self._true, self._curves = truth and truth[:len(inv)], {}, {}
         self.faces, self.bundle, self.tune = [inv[k] for k in range(len(inv))], inv.bundle, tune
         self.path, self._codes, self._own = path_out_of_w(self.bundle.encoders), {}, {}
 
@@ -174,16 +177,19 @@ class CodePath(_Stops):
         tuned:bool=False, # its own generators too, as far as found
     )->dict: # "shared", "tuned" -> (distortion, edit error, label) of every stop found
         "The stops of the path on the plane of distortion and edit error."
-        target, true, out = self.faces[i].target, self.true(i, edits), {}
+        target, true = self.faces[i].target, self.true(i, edits)
         found = [k for k in range(len(self.path)) if (i, k) in self._codes]
+        own = [k for k in found if (i, k) in self._own] if tuned else []
         if true is None or not found: return {}
+        at = (i, tuple(edits), tuple(found), tuple(own))        # the same all along the path
+        if at in self._curves: return self._curves[at]
         def place(G, ks):
             wp = torch.cat([self.code(i, k) for k in ks])
             imgs = synthesize(G, torch.cat([wp, edited(wp, edits, self.bundle)]))
             far = lambda a, b: (a - b.to(a)).square().mean((1, 2, 3)).tolist()
             errors = zip(far(imgs[:len(ks)], target), far(imgs[len(ks):], true))
             return [(*e, stop_label(self.path[k])) for e, k in zip(errors, ks)]
-        out['shared'] = place(self.bundle.generator, found)
-        own = [k for k in found if (i, k) in self._own] if tuned else []
+        out = dict(shared=place(self.bundle.generator, found))
         if own: out['tuned'] = [p for k in own for p in place(self._own[i, k], [k])]
+        self._curves = {at: out}
         return out

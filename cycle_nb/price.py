@@ -19,6 +19,7 @@ from .stylespace import measure_styles
 from .metrics import holm
 from .bundle import Bundle, evaluator, load_bundle
 from .pipeline import tune_as_stored
+from .path import optimise_from
 from cycle_nb.heldout import (cached_tensor, heldout_truth, image_sets, part_path,
     run_parallel)
 from .evaluate import evaluate_batch
@@ -36,13 +37,11 @@ def walk_out(
     warm_up:int=20, # steps in which the rate rises: at an optimum full ones first lead away
 )->dict: # step -> codes (B,L,D)
     "Optimise in W, then on from there in W+: the codes after so many of its steps."
-    G, look, last = bundle.generator, bundle.perceptual, max(steps)
-    found = {0: project(img, G, look, 'w', in_w, seed=seed)}
+    last = max(steps)
+    found = {0: project(img, bundle.generator, bundle.perceptual, 'w', in_w, seed=seed)}
     def keep(step, wp, loss):
         if step + 1 in steps: found[step + 1] = wp.clone()
-    rise = lambda t: min(1., (t*last + 1)/warm_up)
-    if last: project(img, G, look, 'w+', last, lr, noise=0., start=found[0], ramp=rise,
-                     on_step=keep)
+    if last: optimise_from(img, found[0], bundle, last, lr, warm_up, keep)
     return {k: found[k] for k in sorted(steps)}
 
 # %% ../nbs/48_price.ipynb #d5134de3

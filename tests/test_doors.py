@@ -1,5 +1,5 @@
 "What comes in at the doors: read rightly, or refused in one line that names the thing and the cure; and a bundle whose encoder nobody names."
-import contextlib, copy, shutil
+import copy, shutil
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -24,7 +24,7 @@ from cycle_nb.sdfaces import FACTORS, render, sample_extras, sample_factors
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.tune import tune
 from cycle_nb.tune_fast import tune_batch
-from tiny import BODY, bundle, faces, write_bundle
+from tiny import BODY, bundle, default_dtype, faces, write_bundle
 
 NAN, INF = float('nan'), float('inf')
 ENCODED = dict(refine=0, tune=0)
@@ -126,13 +126,6 @@ def test_streams_of_random_numbers():
     for u in (want[0], want[:, :2], want*NAN, want.long(), None, want.tolist()): refused(lambda: render(u, 8), f'(n,{len(FACTORS)})')
 
 # --- images and codes ----------------------------------------------------------------------
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try: yield
-    finally: torch.set_default_dtype(before)
 
 HOSTS = dict(no_grad=torch.no_grad, inference=torch.inference_mode, float64=lambda: default_dtype(torch.float64), autocast=lambda: torch.autocast('cpu', dtype=torch.bfloat16))
 FORMS = dict(double=lambda x: x.double(), bytes=to_bytes, array=lambda x: x.numpy(), last=lambda x: to_bytes(x).movedim(1, -1).numpy(), floats=lambda x: x.movedim(1, -1).double().numpy(),

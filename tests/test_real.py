@@ -23,6 +23,7 @@ from cycle_nb.bundle import Bundle, encode, evaluator, load_bundle
 from cycle_nb.cli import main
 from cycle_nb.inversion import Inversion, invert, measure_reconstruction
 from cycle_nb.pipeline import find_pivot, parse_method, run_pipeline
+from tiny import default_dtype
 
 UNITS = [(i, o, 2 if k == 0 else 1) for i, o, n in ((64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3))
          for k, (i, o) in enumerate([(i, o)] + [(o, o)]*(n - 1))]
@@ -569,14 +570,6 @@ def test_a_stage_reaches_every_kind_of_encoder():
         for c, s in zip(codes, (None, *range(G.num_ws))): assert torch.equal(c, encode_with(e, x, G, s))
         assert torch.equal(codes[0], codes[3]) and spread(codes[1]).max() < 1e-5 < spread(codes[-1]).min()
         assert torch.equal(find_pivot(x, b, parse_method(f'{k}-all')), codes[-1])
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try: yield
-    finally: torch.set_default_dtype(before)
 
 
 HOSTS = {'float64': lambda: default_dtype(torch.float64), 'bfloat16': lambda: default_dtype(torch.bfloat16), 'no_grad': torch.no_grad, 'grad disabled': lambda: torch.set_grad_enabled(False), 'inference': torch.inference_mode,

@@ -1,5 +1,5 @@
 "A bundle of untrained networks in the shipped layout, so that tests of the pipeline need no trained ones."
-import os, subprocess, sys
+import contextlib, os, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from cycle_nb.models import make_card
@@ -12,6 +12,14 @@ from cycle_nb.stylegan2 import Generator
 from cycle_nb.models import save_model
 
 BODY = dict(widths=(8, 8, 12, 12, 16), depth=(1, 1, 1, 1, 1))
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    "Tensors of that type unless told otherwise: a host that changed it."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try: yield
+    finally: torch.set_default_dtype(before)
 
 def write_bundle(folder, edits=('age', 'glasses', 'smile', 'yaw')):
     "Generator, feature networks, encoders and directions with random weights."

@@ -1041,6 +1041,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cycle_nb.statistics': { 'cycle_nb.statistics._metric_keys': ('statistics.html#_metric_keys', 'cycle_nb/statistics.py'),
                                      'cycle_nb.statistics._paired_values': ('statistics.html#_paired_values', 'cycle_nb/statistics.py'),
                                      'cycle_nb.statistics.check_claims': ('statistics.html#check_claims', 'cycle_nb/statistics.py'),
+                                     'cycle_nb.statistics.edit_shares': ('statistics.html#edit_shares', 'cycle_nb/statistics.py'),
+                                     'cycle_nb.statistics.edit_table': ('statistics.html#edit_table', 'cycle_nb/statistics.py'),
                                      'cycle_nb.statistics.frechet_distances': ( 'statistics.html#frechet_distances',
                                                                                 'cycle_nb/statistics.py'),
                                      'cycle_nb.statistics.group_rows': ('statistics.html#group_rows', 'cycle_nb/statistics.py'),

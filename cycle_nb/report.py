@@ -20,8 +20,9 @@ from .heldout import heldout_truth, save_faces
 from .pipeline import SETTINGS
 from .evaluate import (EDIT_CHANGES, METHODS, edit_names, evaluate_methods,
     known_methods, plan_jobs, used_settings)
-from .statistics import (check_claims, frechet_distances, group_rows, no_edit_baseline,
-    paired_differences, quality_summary, quality_table, true_features)
+from cycle_nb.statistics import (check_claims, edit_shares, edit_table, frechet_distances,
+    group_rows, no_edit_baseline, paired_differences, quality_summary, quality_table,
+    true_features)
 
 # %% ../nbs/50_report.ipynb #922c30b7
 def contact_sheets(
@@ -129,7 +130,7 @@ def quality_record(
     by = evaluator(b, referee, reads=not own)
     asked = dict(images=images, outside=outside, methods=methods, referee=referee, work=work)
     rows = evaluate_methods(b, lpips=lpips, known=known, workers=workers, **asked, **settings)
-    found = dict(sets=quality_summary(rows), claims=check_claims(rows),
+    found = dict(sets=quality_summary(rows), claims=check_claims(rows), edits=edit_shares(rows),
                  differences=paired_differences(rows, methods[0]))
     if not own: found = _add_truth(found, rows, by.attributes, b.generator.resolution)
     sheets = contact_sheets(b, more=[f'lpips_{k}' for k in lpips], **asked, **settings)
@@ -209,4 +210,4 @@ def quality_text(
     "Tables and claims of a record."
     tables = quality_table(found['sets']), quality_table(found['differences'], '+.5f')
     claims = [f'- {verdict_line(v)}' for v in found['claims']]
-    return '\n'.join([*tables, '', *claims, ''])
+    return '\n'.join([*tables, edit_table(found.get('edits', {})), '', *claims, ''])

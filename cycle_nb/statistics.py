@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'mean_interval', 'markdown_table', 'metric_per_image', 'group_rows', 'quality_summary', 'no_edit_baseline',
            'true_features', 'frechet_distances', 'reaches', 'paired_difference', 'paired_differences', 'verdict',
-           'check_claims', 'quality_table']
+           'check_claims', 'quality_table', 'edit_shares', 'edit_table']
 
 # %% ../nbs/47_statistics.ipynb #08700c5a
 import torch
@@ -193,6 +193,8 @@ def check_claims(
         r |= dict(p=round(p, 4), verdict=verdict(r, p))
     return out
 
+_TITLES, _OWN = {'in': 'inside the domain', 'out': 'outside the domain'}, 'your own pictures'
+
 def quality_table(
     s:dict, # of `quality_summary` or `paired_differences`
     form:str='.4f', # of the numbers
@@ -200,10 +202,37 @@ def quality_table(
     "One table per set."
     arm = lambda v: f" ±{(v['high'] - v['low'])/2:{form[-3:]}}" if 'low' in v else ''
     cell = lambda v: f"{v['mean']:{form}}{arm(v)}" if v else '–'
-    title, lines = {'in': 'inside the domain', 'out': 'outside the domain'}, []
+    lines = []
     for kind, methods in s.items():
         known = [a for a in _AXIS_NAMES if any(v.get(a) for v in methods.values())]
         rows = [[m, *(cell(v.get(a)) for a in known)] for m, v in methods.items()]
         table = markdown_table(['method', *known], rows)
-        lines += ['', title.get(kind, 'your own pictures'), '', *table]
+        lines += ['', _TITLES.get(kind, _OWN), '', *table]
+    return '\n'.join(lines)
+
+# %% ../nbs/47_statistics.ipynb #aa8a1c51
+def edit_shares(
+    rows:list, # of `evaluate_methods`
+)->dict: # set -> method -> edit -> share of not editing (None: never reached), reached
+    "Edit errors where the edit is reached, one by one; below 1: better than not editing."
+    def share(rs, k):
+        hits = [r for r in rs if reaches(r, k)]
+        error, still = (sum(r[f'{k}/{x}'] for r in hits) for x in ('error', 'no_edit_error'))
+        return dict(share=round(error/still, 4) if still else None, reached=len(hits)/len(rs))
+    edits = lambda r: [k.removesuffix('/error') for k in r if k.endswith('/error')]
+    known = lambda rs: {k: share(rs, k) for k in edits(rs[0]) if f'{k}/no_edit_error' in rs[0]}
+    return {s: {m: known(rs) for m, rs in of.items()} for s, of in group_rows(rows).items()}
+
+def edit_table(
+    shares:dict, # of `edit_shares`
+)->str: # Markdown
+    "One table per set: the share of not editing, and in brackets how often the edit is reached."
+    text = lambda v: '–' if v is None else f'{v:.2f}'
+    lines = []
+    for kind, of in shares.items():
+        edits = list(dict.fromkeys(k for m in of.values() for k in m))
+        cell = lambda v: f"{text(v['share'])} ({v['reached']:.0%})" if v else '–'
+        rows = [[m, *(cell(v.get(k)) for k in edits)] for m, v in of.items()]
+        lines += ['', f'{_TITLES.get(kind, _OWN)}, edit error / not editing', '',
+                  *markdown_table(['method', *edits], rows)]*bool(edits)
     return '\n'.join(lines)

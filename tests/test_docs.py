@@ -1,5 +1,5 @@
 "The documentation site: its pages are laid out from the notebooks; where Sphinx is installed, it is built and a warning is an error."
-import importlib.util, json, re, shutil, subprocess, sys
+import collections, importlib.util, json, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from html import unescape
 from pathlib import Path
@@ -341,3 +341,11 @@ def test_a_flaw_stops_the_build(tmp_path, body, words):
 def test_live_page_must_be_one(tmp_path):
     p = build('--stage', tmp_path/'_proc', '--live', tmp_path)
     assert p.returncode == 2 and 'index.html' in p.stderr and not (tmp_path/'_proc').exists()
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_no_paragraph_stands_twice(path):
+    "What an edit left behind: a cell or a paragraph that a reader meets a second time."
+    texts = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
+    said = collections.Counter(p.strip() for t in texts for p in t.split('\n\n') if len(p) > 80)
+    assert not [p[:80] for p, n in said.items() if n > 1]

@@ -295,7 +295,7 @@ class Bundle(_BundleHashes):
     @property
     def drawn(self)->bool:
         "Whether its generator learned from SDFaces, so that faces can be drawn at will."
-        return 'SDFaces' in getattr(self.generator, 'card', {}).get('data', '')
+        return 'SDFaces' in str(getattr(self.generator, 'card', {}).get('data'))
 
     def reg_images(self,
         n:int=7, # images

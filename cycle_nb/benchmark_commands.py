@@ -44,7 +44,9 @@ def whole_number(
 )->int:
     "A whole number of at least `least`."
     if text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= least: return int(text)
-    raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
+    most = ', of at most 15 digits'*(text.isdigit() and len(text) > 15)
+    what = f'{text[:20]!r} is not a whole number of at least {least}{most}'
+    raise argparse.ArgumentTypeError(what)
 
 positive_number = partial(whole_number, least=1)
 
@@ -151,8 +153,9 @@ def _measure_generator_quality(a, out)->dict:
     from cycle_nb.bundle import load_bundle
     from cycle_nb.generator_quality import measure_generator, missed_changes
     b = load_bundle(a.bundle, a.device)
-    return say(measure_generator(b, a.images, a.seed, a.referee) | dict(
-        missed=missed_changes(b.generator), bundle=a.bundle, referee=a.referee, seed=a.seed))
+    found = measure_generator(b, a.images, a.seed, a.referee)
+    missed = missed_changes(b.generator) if b.drawn else {}          # of factors that are known
+    return say(found | dict(missed=missed, bundle=a.bundle, referee=a.referee, seed=a.seed))
 
 # %% ../nbs/52_benchmark_commands.ipynb #416e8b17
 def _measure_tuning(a, out)->dict:
@@ -186,14 +189,15 @@ def _number_or_folder(text:str):
     return folder if folder.is_dir() and not text.isdigit() else whole_number(text, 2)
 
 def _unless_any(step:str, find):
-    "What stands against an option of a step: that no method has it."
+    "What stands against an option of a step: that no method has it, and it is not 0, for none."
     def against(a):
         from cycle_nb.evaluate import METHODS
         from cycle_nb.pipeline import parse_method
         methods = map(parse_method, a.methods.split(',') if a.methods else METHODS)
-        return '' if any(map(find, methods)) else (
-            f'without a method that does it: leave it out, or name one in --methods, for '
-            f'example cycle{step}')
+        none = getattr(a, step.split('+')[1]) == 0
+        return '' if none or any(map(find, methods)) else (
+            f'without a method that does it: leave it out, or name one in --methods, '
+            f'such as {step}')
     return against
 
 def _add_quality(q):
@@ -206,8 +210,8 @@ def _add_quality(q):
                    help="the original LPIPS too (downloads its network's weights)")
     q.add_argument('--known', metavar='FILE', help='figures of an earlier record '
                    '(…_faces.csv.gz), which are not measured again')
-    add_refinement(q, _unless_any('+refine', lambda m: m.refine))
-    add_tuning(q, against=_unless_any('+tune', lambda m: m.tune))
+    add_refinement(q, _unless_any('ENCODER+refine', lambda m: m.refine))
+    add_tuning(q, against=_unless_any('opt-w+tune', lambda m: m.tune))
 
 def _add_sharing(q):
     "Options of the benchmarks that several processes share."

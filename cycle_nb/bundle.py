@@ -6,7 +6,7 @@
 __all__ = ['ENCODERS', 'Bundle', 'load_bundle', 'evaluator', 'encode', 'synthesize']
 
 # %% ../nbs/37_bundle.ipynb #c861fbbc
-import difflib, hashlib, os, torch
+import difflib, hashlib, os, re, torch
 from functools import cached_property
 from pathlib import Path
 from torch import Tensor
@@ -25,6 +25,19 @@ from .encoder_checkpoints import check_fit, load_encoder
 # %% ../nbs/37_bundle.ipynb #c7426081
 ENCODERS = dict(w='W', wplus='W+', cycle='cycle', w_long='W, as many steps',
                 wplus_long='W+, as many steps') # file name -> label, in the order of display
+
+_TAKEN = 'generator perceptual identity attributes directions reg_images target tune'.split()
+
+def _check_names(
+    names, # of encoders
+    where, # their bundle, for the message
+):
+    "`InputError` for a name that already means something: a part, or a step of a method."
+    for k in names:
+        read = re.fullmatch(r'[\w][\w .-]*', k) and not k.startswith(('opt-', 'refine', 'latent'))
+        if not read or k.endswith('-all') or k in _TAKEN:
+            raise InputError(f'{where}: an encoder cannot be called {k!r}; use letters and digits, '
+                             'no name of another part or step (rename its file and its card)')
 
 def _is_encoder(
     path:Path, # .safetensors
@@ -81,7 +94,18 @@ class _BundleFiles:
         files = self.folder.glob('*.safetensors') if self.folder else ()
         names = {p.stem for p in files if p.stem in ENCODERS or _is_encoder(p)}
         names |= self._encoders.keys()
+        _check_names(names, self.folder or self.name)
         return [k for k in ENCODERS if k in names] + sorted(names - ENCODERS.keys())
+
+    def check_encoders(self,
+        names, # list
+        what:str, # name of the argument
+    )->list:
+        "Names of different encoders that it has; `InputError` for anything else."
+        given, has = isinstance(names, (list, tuple)), self.encoders
+        if given and all(k in has for k in names) and len({*names}) == len(names): return [*names]
+        raise InputError(f'{what}={repr(names)[:60]}: must be a list of different encoders of '
+                         f'{self.name}, which has {", ".join(has) or "none"}')
 
     @property
     def default_encoder(self)->str:
@@ -109,7 +133,8 @@ class _BundleNetworks(_BundleFiles):
     def nets(self)->tuple: # perceptual, identity or None, attributes or None
         "Perceptual distance, identity, attributes; LPIPS (AlexNet) where the first is missing."
         with torch.inference_mode(False):
-            nets = [load_net(self.file(k)) if self.has(k) else None for k in _NET_NAMES]
+            nets = [load_net(self.file(k), k.capitalize()) if self.has(k) else None
+                    for k in _NET_NAMES]
             nets = tuple(map(self._ready, [nets[0] or LPIPS(), *nets[1:]]))
         if self.has('generator'): check_fit(self.generator, nets=nets, name=self.folder)
         return nets
@@ -229,6 +254,7 @@ class Bundle(_BundleHashes):
         b = cls(None, device)
         named = encoders if isinstance(encoders, dict) else {'cycle': encoders}
         named = {str(k): object() if E is None else E for k, E in named.items()}
+        _check_names(named, name)
         nets = LPIPS() if perceptual is None else perceptual, identity, None
         check_fit(G, None, directions, nets, name)
         for k, E in named.items(): check_fit(G, E, name=f'{name}: {k}')
@@ -266,13 +292,17 @@ class Bundle(_BundleHashes):
             raise InputError('edits: a strength is a finite number, at most 1000')
         return pairs
 
+    @property
+    def drawn(self)->bool:
+        "Whether its generator learned from SDFaces, so that faces can be drawn at will."
+        return 'SDFaces' in getattr(self.generator, 'card', {}).get('data', '')
+
     def reg_images(self,
         n:int=7, # images
         seed:int=0, # of the draw
     )->Tensor: # (n,3,H,W); None: `refine` draws them from the generator
         "Training images that keep a refined encoder an encoder: the given ones, or drawn faces."
-        drawn = 'SDFaces' in getattr(self.generator, 'card', {}).get('data', '')
-        if self._reg_images is not None or not drawn: return self._reg_images
+        if self._reg_images is not None or not self.drawn: return self._reg_images
         faces = render(sample_factors(n, make_rng(seed)), self.generator.resolution)
         return faces.to(self.device)
 
@@ -294,11 +324,15 @@ def load_bundle(
 def evaluator(
     bundle:Bundle,
     referee=None, # shipped name or folder of feature networks; None: the bundle's own
+    reads:bool=False, # must one of them read attributes?
 )->Bundle:
     "Whose feature networks measure; `InputError` when they cannot read the generator's images."
-    if referee is None: return bundle
-    found = Bundle(_bundle_folder(referee), bundle.device)
-    check_fit(bundle.generator, nets=found.nets, name=found.folder)
+    found = bundle if referee is None else Bundle(_bundle_folder(referee), bundle.device)
+    if found is not bundle: check_fit(bundle.generator, nets=found.nets, name=found.folder)
+    if reads and found.attributes is None:
+        raise InputError(f'{found.name}: without attributes.safetensors nobody reads what drawn '
+                         'faces show; give a --referee that has one; benchmark quality measures '
+                         'pictures of yours, too: --images FOLDER')
     return found
 
 @own_context()

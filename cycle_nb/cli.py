@@ -74,11 +74,12 @@ def _run_demo(a)->int: # exit code
     from cycle_nb.images import samples
     from cycle_nb.inversion import DEMO_EDITS, contact_sheet, join
     from cycle_nb.pipeline import metrics_table
-    from cycle_nb.report import check_new
+    from cycle_nb.report import check_new, exists_error
     from cycle_nb.results import result_folders
     out, again = expand_path(a.out), 'replace' if a.overwrite else 'stop'
-    earlier = result_folders(out) if out.is_dir() else ()
-    for f in (sheet := out/'sheet.png', *earlier): check_new(f, a.overwrite)
+    earlier = next(result_folders(out), None) if out.is_dir() else None
+    sheet = check_new(out/'sheet.png', a.overwrite)
+    if earlier and not a.overwrite: raise exists_error(earlier)
     (paths, truth), kept = samples(), []
     more = f' and {len(a.files)} more' if a.files else ''
     say(f'inverting {len(paths)} sample images{more}')
@@ -128,7 +129,8 @@ def _run_convert(a)->int: # exit code
     "`cycle-nb convert`"
     from cycle_nb.checkpoints import convert
     from cycle_nb.report import check_new
-    say(convert(a.src, check_new(a.dst, a.overwrite), a.layout))
+    card = ['.json']*a.dst.endswith('.safetensors')             # is written beside it
+    say(convert(a.src, check_new(a.dst, a.overwrite, card), a.layout))
     return 0
 
 # %% ../nbs/56_cli.ipynb #e2a6b5f1

@@ -105,9 +105,11 @@ def _start(
     if 'smile' in dict(controls['edit'].options): controls['edit'].value = 'smile'
     if not isinstance(start, dict): raise InputError(f'start={start!r}: must be name -> value')
     for name, value in start.items():
-        try: controls[name].value = value
-        except Exception as e:
-            raise InputError(f'start: {name}={value!r} is not among the controls here') from e
+        try:
+            controls[name].value = value                        # a slider stops at its ends
+            kept = controls[name].value == (tuple(value) if isinstance(value, list) else value)
+        except Exception: kept = False
+        if not kept: raise InputError(f'start: {name}={value!r} is not among the controls here')
     for name, control in controls.items(): control.add_class(f'cycle-explorer-{name}')
     return controls
 

@@ -212,11 +212,15 @@ class Perceptual(nn.Module):
 # %% ../nbs/14_features.ipynb #770edd2b
 def load_net(
     path, # .safetensors of an `Attributes`, `Identity` or `Perceptual`, see `models.save_model`
+    kind:str=None, # name of the class it must be; None: one of the three
 )->nn.Module: # in evaluation mode, frozen, folded; its card as `.card`
     "A feature network as a loss needs it: gradients reach the image, not the weights."
     tensors, card = load_tensors(path)
     if card.get("class") not in ("Attributes", "Identity", "Perceptual"):
         raise InputError(f"{path}: not a feature network (class {card.get('class')})")
+    if kind and card["class"] != kind:
+        raise InputError(f"{path}: its {card['class']} network stands where {kind} should be; give "
+                         "each file the name of what it holds")
     means = [k for k in tensors if k.endswith("running_mean")]   # the shipped files have no counts
     counts = {k.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for k in means}
     net = model_from_card(card, counts | tensors, path).requires_grad_(False)
@@ -230,4 +234,4 @@ def load_nets(
     "The three feature networks of a bundle."
     folder = Path(bundle) if Path(bundle).is_dir() else pretrained_path(str(bundle))
     names = "perceptual", "identity", "attributes"
-    return tuple(load_net(folder/f"{k}.safetensors") for k in names)
+    return tuple(load_net(folder/f"{k}.safetensors", k.capitalize()) for k in names)

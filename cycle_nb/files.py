@@ -66,9 +66,9 @@ def check_readable(
     path:Path, # of a file somebody named
 ):
     "Refuse, with an `InputError`, what is not a file with something in it."
-    if path.is_dir(): raise InputError(f'{path}: is a folder; name the image files in it')
+    if path.is_dir(): raise InputError(f'{path}: is a folder; name a file in it')
     if not path.exists(): raise InputError(f'{path}: no such file; check the name')
-    if not path.is_file(): raise InputError(f'{path}: not an ordinary file; save it as PNG or JPEG')
+    if not path.is_file(): raise InputError(f'{path}: not an ordinary file; name one that is')
     if not os.access(path, os.R_OK):
         raise InputError(f'{path}: may not be read; change its permissions')
     if not path.stat().st_size: raise InputError(f'{path}: the file is empty; copy it again')
@@ -270,4 +270,5 @@ def read_json(
     path = expand_path(path)
     check_readable(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise InputError(f'{path}: not JSON ({e}); get it again') from None
+    except (ValueError, RecursionError) as e:           # too deep is not JSON of ours either
+        raise InputError(f'{path}: not JSON ({e}); get it again') from None

@@ -21,7 +21,7 @@ from .images import image_paths, load_images
 from .bundle import Bundle, load_bundle
 from .results import (check_files, check_output, each_unique_name, file_label,
     load_card, load_result, output_folder, result_folders, safe_filename)
-from .pipeline import BATCH, METRICS, SETTINGS, check_settings, parse_method, usual_method
+from .pipeline import BATCH, METRICS, check_settings, parse_method, usual_method
 from .inversion import invert_batch
 
 # %% ../nbs/41_folder_inversion.ipynb #de2219b8
@@ -300,8 +300,6 @@ def invert_files(
 )->dict: # the record: images, means, new, failures, stopped, seconds, …
     "Invert any number of files; what is finished stays, also after Ctrl-C."
     start, fresh, bundle = time.time(), not os.path.lexists(expand_path(out)), load_bundle(bundle)
-    odd = settings.keys() - {*SETTINGS, 'compare', 'low_memory', 'log'}
-    if odd: raise InputError(f'no setting {min(odd)!r}: there are {", ".join(SETTINGS)}')
     steps = {k: settings[k] for k in ('refine', 'tune') if k in settings}
     if method is None: method = usual_method(bundle, **steps)
     m = parse_method(method, bundle.encoders)

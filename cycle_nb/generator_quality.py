@@ -56,7 +56,7 @@ def measure_generator(
 )->dict: # precision, recall, frechet (also of real against real), probe_r2, glasses_auc
     "How sharp, how varied, how straight: beside drawn faces, none of them `heldout`'s test faces."
     b = load_bundle(bundle)
-    look, _, attributes = evaluator(b, referee).nets
+    look, _, attributes = evaluator(b, referee, reads=True).nets
     w = sample_w(b.generator, images, seed)
     deep = lambda x: look.features(x.to(b.device))[-1].float().flatten(1)
     fake, seen = extract_features(_generate_batches(b.generator, w), deep, attributes)

@@ -8,7 +8,6 @@ __all__ = ['DEMO_EDITS', 'Inversion', 'join', 'invert_batch', 'invert', 'contact
 # %% ../nbs/40_inversion.ipynb #159818dc
 import time, torch
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from torch import Tensor
 from .core import InputError, as_images, check_whole, own_context, synchronize
 from .files import from_bytes, to_bytes
@@ -22,8 +21,8 @@ from .directions import apply_direction, check_strengths
 from .bundle import Bundle, load_bundle, synthesize
 from .pipeline import (BATCH, LABELS, METRICS, check_settings, mean_metrics, mean_of,
     measure_reconstruction, run_pipeline, usual_method)
-from cycle_nb.results import (load_result, output_folder, read_each, save_results, saved_folders,
-    unique_names)
+from .results import (check_names, load_result, made_with, output_folder, read_each,
+    save_results, saved_folders, unique_names)
 
 # %% ../nbs/40_inversion.ipynb #7335e1a5
 @dataclass
@@ -116,7 +115,7 @@ def _tensors_of(inv, i):
 
 def _save(inv, folder, edits, replace:bool)->list:
     "Draw the edits, then write a folder for each image."
-    if len({*inv.names}) < len(inv): raise InputError(f'{inv.names}: two images have one name')
+    check_names(inv.names, len(inv))
     pictures = {f'{n}{s:+g}': inv.edit(n, s) for n, s in inv.bundle.check_edits(edits)}
     pictures |= dict(target=inv.target, inverted=inv.img)
     of = lambda i: ({k: v[i] for k, v in pictures.items()}, _tensors_of(inv, i), _card_of(inv, i))
@@ -125,15 +124,13 @@ def _save(inv, folder, edits, replace:bool)->list:
 def _load(folder, bundle, device, skip:bool)->Inversion:
     "Read each result's files; when the bundle is known, make each whole."
     found = read_each(lambda f: (f, *load_result(f)), saved_folders(folder), skip)
-    bundle = load_bundle(_made_with(found[0][2]) if bundle is None else bundle, device)
+    bundles = [bundle] if bundle is not None else dict.fromkeys(made_with(c) for *_, c in found)
+    bundle = read_each(lambda b: load_bundle(b, device), list(bundles), skip)[0]
     return join(read_each(lambda r: _restored(*r, bundle), found, skip))
 
-def _made_with(card):
-    "Folder or name of the bundle that a result was made with."
-    return at if (at := card.get('folder')) and Path(at).is_dir() else card['bundle']
-
 def _restored(folder, t, card, bundle):
-    "One image's `Inversion` from its tensors and its card."
+    "One image's `Inversion` from its tensors and its card; its folder says its name."
+    name, rows = folder.resolve().name, lambda d: {k: d[k][None] for k in card['steps']}
     t, G = {k: v.to(bundle.device) for k, v in t.items()}, bundle.generator
     size = (G.config['img_channels'], G.resolution, G.resolution)
     fits = t['wp'].shape == (G.num_ws, G.w_dim) and t['img'].shape == size
@@ -141,25 +138,26 @@ def _restored(folder, t, card, bundle):
         raise InputError(f'{folder}: was made with another generator than that of the bundle '
                          f'{bundle.name}; load it with its own bundle')
     pick = lambda head: {k.removeprefix(head): v for k, v in t.items() if k.startswith(head)}
-    rows = lambda d: {k: d[k][None] for k in card['steps']}
     try: tuned = unpack_tuned([pick('tuned:')], G) if pick('tuned:') else None
     except InputError as e: raise InputError(f'{folder}: {e}') from None
     steps = {k: from_bytes(v) for k, v in rows(pick('step:')).items()}
-    return Inversion(t['wp'][None], t['img'][None], t['target'][None], card['metrics'],
-                     [card['name']], bundle, steps, rows(pick('code:')), tuned, [card])
+    metrics = [m | dict(image=name) for m in card['metrics']]
+    return Inversion(t['wp'][None], t['img'][None], t['target'][None], metrics, [name], bundle,
+                     steps, rows(pick('code:')), tuned, [card])
 
 def join(
-    parts:list, # of `Inversion`, all by the same steps
+    parts:list, # of `Inversion`, all by the same steps, no name twice
 )->Inversion:
     "Several inversions as one."
+    flat = lambda name: [x for p in parts for x in getattr(p, name)]
     a, ways = parts[0], [list(p.images_by_step) for p in parts]
+    check_names(flat('names'), len(flat('names')))
     other = next((w for w in ways if w != ways[0]), None)
     if other: raise InputError(f'cannot join inversions of different steps: {ways[0]} and {other}')
     cat = lambda get: torch.cat([get(p) for p in parts])
     steps = lambda name: {k: cat(lambda p: getattr(p, name)[k]) for k in ways[0]}
     return replace(a, **{k: cat(lambda p: getattr(p, k)) for k in ('wp', 'img', 'target')},
-                   metrics=[m for p in parts for m in p.metrics],
-                   names=[n for p in parts for n in p.names],
+                   metrics=flat('metrics'), names=flat('names'),
                    images_by_step=steps('images_by_step'), codes_by_step=steps('codes_by_step'),
                    tuned=join_tuned([p.tuned for p in parts]),
                    cards=[c for p in parts for c in p.cards or [{}]*len(p)])
@@ -176,6 +174,7 @@ def invert_batch(
 )->Inversion:
     "One batch by one method, measured and timed after every step."
     target = as_images(imgs, bundle.generator).to(bundle.device)
+    check_names(names, len(target))
     metrics, images, codes = [], {}, {}
     start = time.perf_counter()
     for name, wp, img, tuned in run_pipeline(target, bundle, method, **settings):

@@ -252,7 +252,7 @@ class Recorder:
         try:
             rows = [json.loads(line) for line in self.path.read_text(encoding='utf-8').splitlines()]
             self.rows = [r for r in rows if r['step'] <= task.step]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise InputError(f'{self.path}: no log of a training ({_one_line(e)}); '
                              'delete it to begin another') from None
 

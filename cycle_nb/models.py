@@ -104,7 +104,7 @@ def load_tensors(
         with safe_open(path, 'pt') as f:
             card = json.loads((f.metadata() or {}).get('card', '{}'))
             ts = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, ValueError) as e:
+    except (SafetensorError, ValueError, RecursionError) as e:
         why = f'not a whole safetensors file ({str(e)[:80]})'
         raise InputError(f'{path}: {why}; get it again') from None
     return {k: t.float() if t.is_floating_point() else t for k, t in ts.items()}, card

@@ -8,7 +8,7 @@ __all__ = ['lerp_codes', 'path_out_of_w', 'optimise_from', 'edited', 'true_edit'
 # %% ../nbs/42_path.ipynb #bd8dce92
 import torch
 from torch import Tensor
-from .core import InputError, own_context
+from .core import InputError, check_number, own_context
 from .sdfaces import FACTORS, GroundTruth
 from .latents import spread
 from .project import project
@@ -119,8 +119,8 @@ class _Stops:
 
     def code(self, i:int, k:int)->Tensor: # (1,L,D)
         "The code of face i at stop k."
-        if k not in range(len(self.path)):
-            raise InputError(f'no stop {k}: the path has {len(self.path)}, the first is 0')
+        for what, at, n in ('face', i, len(self.faces)), ('stop', k, len(self.path)):
+            if at not in range(n): raise InputError(f'no {what} {at}: there are {n}, from 0 on')
         if (i, k) not in self._codes:
             x, name = self.faces[i].target, self.path[k]
             if name != 'opt-wplus': *_, (_, wp, _, _) = run_pipeline(x, self.bundle, name)
@@ -162,6 +162,7 @@ class CodePath(_Stops):
         layers:tuple=None, # only these walk, from the first up to the second; None: all
     )->Tensor: # (1,L,D)
         "A code on the path; layers that do not walk stay at the first stop."
+        t = check_number(t, 't', 0)
         k, wp = int(t), self.code(i, 0).clone()
         there = self.code(i, k)
         if t > k: there = lerp_codes(there, self.code(i, k + 1), t - k)

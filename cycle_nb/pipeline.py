@@ -147,8 +147,9 @@ def check_settings(
 )->dict: # complete, of plain values; a pivot is shown beside the code in W, if there is one
     "What a run is told; `InputError` names the setting and what it may be."
     s = SETTINGS | dict(compare=['w']*('w' in bundle.encoders and method.pivot != 'w')) | settings
-    if not isinstance(s['compare'], (list, tuple)):
-        raise InputError(f'compare={s["compare"]!r}: must be a list of names, such as ["w"]')
+    if odd := s.keys() - {*SETTINGS, 'compare', 'low_memory', 'log'}:
+        raise InputError(f'no setting {min(odd)!r}; there are {", ".join(SETTINGS)}')
+    s['compare'] = bundle.check_encoders(s['compare'], 'compare')
     preset_settings(s['preset'])
     if s['threshold'] is not None: s['threshold'] = check_number(s['threshold'], 'threshold', 0)
     steps = {k: check_steps(s[k], k) for k in ('refine', 'tune')}
@@ -218,7 +219,7 @@ def mean_metrics(
     "Averages over the images, step by step."
     names = dict.fromkeys(m['step'] for m in metrics)
     steps = {s: [m for m in metrics if m['step'] == s] for s in names}
-    return {s: {k: mean_of(rows, k) for k in (*METRICS, 'seconds') if k in rows[0]}
+    return {s: {k: mean_of(rows, k) for k in (*METRICS, 'seconds') if all(k in r for r in rows)}
             for s, rows in steps.items()}
 
 def metrics_table(

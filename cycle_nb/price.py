@@ -10,7 +10,7 @@ __all__ = ['PRICED', 'walk_out', 'before_and_after', 'price_of_leaving_w', 'by_s
 import hashlib, time, torch
 from functools import cache
 from torch import Tensor
-from .core import single_threaded
+from .core import InputError, single_threaded
 from .files import read_json, write_json
 from .sdfaces import GroundTruth
 from .project import project
@@ -22,7 +22,7 @@ from .pipeline import tune_as_stored
 from .path import optimise_from
 from cycle_nb.heldout import (cached_tensor, heldout_truth, image_sets, part_path,
     run_parallel)
-from .evaluate import evaluate_batch
+from .evaluate import EDIT_CHANGES, evaluate_batch
 from .statistics import (markdown_table, mean_interval, metric_per_image,
     paired_difference, reaches, verdict)
 
@@ -217,6 +217,10 @@ def price_record(
 )->tuple: # the record; set -> rows
     "The price inside and outside the domain, before and after tuning: for a file."
     b, rows = load_bundle(bundle), {}
+    evaluator(b, settings.get('referee'), reads=True)
+    if not any(k in b.directions for k in EDIT_CHANGES):
+        raise InputError(f'{b.name}: has no directions whose price could be measured; find them '
+                         'with cycle-nb train directions')
     for kind, n, _, take in image_sets(images, outside, b.generator.resolution):
         img = torch.cat([take(slice(i, i + batch))[0] for i in range(0, n, batch)])
         rows[kind] = price_of_leaving_w(b, img, heldout_truth(kind, n), batch=batch, **settings)

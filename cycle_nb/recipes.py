@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from .core import (InputError, first_process_first, joined_processes, joined_share,
     pick_device, process_share, seed_all, wait_for_all)
+from .files import expand_path
 from .models import make_card, save_model
 from .sdfaces_parts import ATTRIBUTES
 from .sdfaces import render_dataset, sample_factors
@@ -52,22 +53,28 @@ def _recipe(
     if name in RECIPES: return RECIPES[name][part]
     raise InputError(f'no recipe {name!r}; there are {", ".join(RECIPES)}')
 
-def _begin(
+def _check_part(
     out, # folder of the bundle
     part:str, # what is trained
     makes, # names of its files
     needs=(), # files it needs
     resume:bool=False, # may it have begun already?
 )->Path:
-    "The folder, ready; `InputError` when a part is there already, or one that is needed is not."
-    out = output_folder(out)
-    files = [out/'work'/part, *(out/f'{name}.safetensors' for name in makes)]
+    "The folder; `InputError` when a part is there already, or one that is needed is not."
+    out, ends = expand_path(out), ('.safetensors', '.json')
+    files = [out/'work'/part, *(out/f'{name}{end}' for name in makes for end in ends)]
     begun = [f for f in files if f.exists()]
     if begun and not resume:
         raise InputError(f'{begun[0]}: exists; add --resume to go on, or choose another --out')
     for name in needs: Bundle(out).file(name)
-    wait_for_all()                      # before another process begins what would look begun
     return out
+
+def _begin(
+    out:Path, # folder of the bundle
+):
+    "Make the folder: everything that could be refused has been looked at."
+    wait_for_all()                      # before another process begins what would look begun
+    output_folder(out)
 
 # %% ../nbs/51_recipes.ipynb #a3edaabf
 @joined_processes()
@@ -78,9 +85,11 @@ def make_nets(
     resume:bool=False,
 ):
     "Train the feature networks: attributes, perceptual distance, identity."
-    out = _begin(out, 'nets', ['attributes', 'perceptual', 'identity'], resume=resume)
+    r = _recipe(preset, 'nets')
+    out = _check_part(out, 'nets', ['attributes', 'perceptual', 'identity'], resume=resume)
     seed_all(seed)
-    train_nets(out, out/'work'/'nets', seed=seed, **_recipe(preset, 'nets'))
+    _begin(out)
+    train_nets(out, out/'work'/'nets', seed=seed, **r)
 
 @joined_processes()
 def make_generator(
@@ -92,21 +101,23 @@ def make_generator(
     start=None, # a generator's file or name: the regression goes on from it
 ):
     "Train a generator of SDFaces: regression on renders, then against a discriminator."
-    out = _begin(out, 'generator', ['generator'], ['perceptual'], resume)
     r = _recipe(preset, 'generator')
+    out = _check_part(out, 'generator', ['generator'], ['perceptual'], resume)
     b, work = Bundle(out, device), out/'work'/'generator'
+    G, look = start and load_generator(start, b.device), b.perceptual
     seed_all(seed)
+    _begin(out)
     res = r['stages'][-1][0]
     with first_process_first():
         bank = PairBank(r['pairs'], res, seed=seed, file=out/'work'/f'pairs-{seed}-{res}.npy')
-    G = load_generator(start, b.device) if start else Generator(r['stages'][0][0], z_dim=32)
+    G = G or Generator(r['stages'][0][0], z_dim=32)
     facts = dict(seed=seed, start=str(start or 'nothing'))
     for k, (res, steps) in enumerate(r['stages'][-1:] if start else r['stages']):
         if res > G.resolution: G, _ = double_resolution(G, Discriminator(G.resolution))
         G = G.to(b.device).requires_grad_(True).to(memory_format=torch.channels_last)
-        task = RegressionTask(G, bank, b.perceptual, steps, seed=seed + k)
+        task = RegressionTask(G, bank, look, steps, seed=seed + k)
         G = train_generator(task, work/f'{res}', settings=facts | dict(steps=steps))
-    G, images = _finish_generator(G, bank, b.perceptual, r['images'], work/'finish', seed, facts)
+    G, images = _finish_generator(G, bank, look, r['images'], work/'finish', seed, facts)
     card = make_card('generator', images=images, stages=r['stages'], batch=16, steps=sum(
         s for _, s in r['stages']), data='SDFaces renders (cycle_nb.sdfaces)', **facts,
         training='regression on renders, then against a discriminator', figures={})
@@ -152,13 +163,14 @@ def make_generator_of_images(
     start=None, # a generator's file or name to go on from; None: from nothing
 ):
     "Train a generator on your own pictures against a discriminator, from nothing or from another."
-    out = _begin(out, 'generator', ['generator'], resume=resume)
+    out = _check_part(out, 'generator', ['generator'], resume=resume)
     seed_all(seed)
     G = load_generator(start) if start else Generator(resolution, z_dim=128)
     folder = picture_folder(images, G.resolution)
     if len(folder) < 100:
         raise InputError(f'{images}: {len(folder)} pictures are too few for a generator; give '
                          'hundreds, better thousands')
+    _begin(out)
     G = G.to(pick_device(device)).train().requires_grad_(True).to(memory_format=torch.channels_last)
     D = Discriminator(G.resolution).to(G.w_avg.device)
     task = AdversarialTask(G, D, without_teacher(partial(folder, own=True)),
@@ -172,6 +184,22 @@ def make_generator_of_images(
 # %% ../nbs/51_recipes.ipynb #65f9931c
 _TRAININGS = {n: partial(train_cycle, name=n) for n in VARIANTS} | dict(restyle=train_restyle)
 
+def _generator_for(
+    b:Bundle, # may have one
+    generator=None, # a file or name; None: the bundle's own
+): # network, on the bundle's device
+    "The generator that encoders are trained for; `InputError` when the bundle has another one."
+    if not generator: return b.generator
+    G = load_generator(generator, b.device)
+    if not b.has('generator'): return G
+    ours, given = b.generator.state_dict(), G.state_dict()
+    near = lambda k: torch.allclose(ours[k], given[k], rtol=1e-3, atol=1e-6)    # stored in 16 bits
+    same = [(k, t.shape) for k, t in ours.items()] == [(k, t.shape) for k, t in given.items()]
+    if same and all(map(near, ours)): return G
+    raise InputError(f'{b.folder}: has another generator than {generator}; choose another --out, '
+                     'or leave out --generator')
+
+# %% ../nbs/51_recipes.ipynb #aac5f352
 @joined_processes()
 def make_encoders(
     out, # folder of the bundle
@@ -186,18 +214,19 @@ def make_encoders(
     "Train encoders, one after another; the cycle leaves w and wplus on its way."
     if bad := [n for n in names if n not in _TRAININGS]:
         raise InputError(f'no encoder {bad[0]!r}; there are {", ".join(_TRAININGS)}')
-    needs = [] if generator else ['generator', 'perceptual', 'identity']
-    out = _begin(out, 'encoder', [*names, 'w', 'wplus'], needs, resume)
     r = dict(_recipe(preset, 'encoder'))
+    needs = [] if generator else ['generator', 'perceptual', 'identity']
+    out = _check_part(out, 'encoder', [*names, 'w', 'wplus'], needs, resume)
     b, bank = Bundle(out, device), r.pop('bank', 50_000)
     seed_all(seed)
-    G = load_generator(generator, b.device) if generator else b.generator
+    G, nets = _generator_for(b, generator), b.nets
+    real = images and picture_folder(images, G.resolution)
+    _begin(out)
     if generator and not b.has('generator') and not joined_share()[0]:
         save_model(G, out/'generator.safetensors', G.card | make_card('generator'))
     if G.num_ws - 1 != r['sched'].offsets:
         r['sched'] = rescale(r['sched'].steps, r['sched'], G.num_ws - 1)
     if images:
-        real = picture_folder(images, G.resolution)
         r |= dict(validation=real(min(128, len(real)), make_rng(1)), data=str(images))
         real = partial(real, own=True)
     else:
@@ -208,8 +237,9 @@ def make_encoders(
             real = random_batches(render_dataset(faces, G.resolution, file))
     for name in names:
         train = _TRAININGS[name]
-        train(G, b.nets, real, out=out/'work'/'encoder', folder=out, seed=seed, **r)
+        train(G, nets, real, out=out/'work'/'encoder', folder=out, seed=seed, **r)
 
+# %% ../nbs/51_recipes.ipynb #5c67603f
 def make_directions(
     out, # folder of the bundle
     preset:str='sdfaces64', # of `RECIPES`
@@ -221,11 +251,12 @@ def make_directions(
     if process_share()[1] > 1:
         raise InputError('directions are found by one process; start the command without torchrun')
     made = [f'directions{k}' for k in ('', '_pca', '_closed', '_stylespace')]
-    out = _begin(out, 'directions', made, ['generator', 'attributes'], resume)
-    b, facts = Bundle(out, device), dict(_recipe(preset, 'directions'))
-    n = facts.pop('candidates', 32)
+    facts = dict(_recipe(preset, 'directions'))
+    out = _check_part(out, 'directions', made, ['generator', 'attributes'], resume)
+    b, n = Bundle(out, device), facts.pop('candidates', 32)
     seed_all(seed)
     G, read, names = b.generator, b.attributes, facts.get('names', ATTRIBUTES)
+    _begin(out)
     free = dict(pca=pca_directions(G, n), closed=closed_form_directions(G, n=n))
     found = {f'_{k}': search_directions(d, G, read, names, seed=seed) for k, d in free.items()}
     found['_stylespace'] = stylespace_directions(G, read, names, seed=seed)

@@ -237,7 +237,9 @@ def film(
 ): # HTML
     "Pictures one after the other, again and again; needs no script (an animated WebP)."
     from IPython.display import HTML
-    first, *more = [im.convert('RGB') for im in frames]
+    first, *more = frames = [im.convert('RGB') for im in frames] or [None]
+    if not first or len({im.size for im in frames}) > 1:
+        raise InputError('film: give pictures of one size, at least one')
     src = data_uri(first, 'WEBP', save_all=True, append_images=more, loop=0, quality=85, method=6,
                    duration=round(1000*seconds))
     return HTML(f'<img alt="{html.escape(caption)}" src="{src}">')
@@ -263,6 +265,11 @@ class SliderView:
         return live_or_player(self.widget, self.player)
 
 def _is_whole(axis:tuple)->bool: return all(isinstance(v, int) for v in axis)
+
+def _slides(axis)->bool:
+    "Whether something is first, last and start of a slider."
+    numbers = isinstance(axis, tuple) and all(type(v) in (int, float) for v in axis)
+    return numbers and len(axis) == 3 and axis[0] <= axis[2] <= axis[1] and axis[0] < axis[1]
 
 def _stops(axis, n:int)->list:
     "Values of an axis where the player stops."
@@ -292,8 +299,9 @@ def slider_view(
     "A picture that follows sliders, with a kernel and without."
     import ipywidgets as widgets
     for k, a in axes.items():
-        if not a or not isinstance(a, list) and (not isinstance(a, tuple) or len(a) != 3):
-            raise InputError(f'slider_view: {k} is {a!r}; give (first, last, start), or a list')
+        if not a or not isinstance(a, list) and not _slides(a):
+            raise InputError(f'slider_view: {k} is {a!r}; give (first, last, start) with the start '
+                             'between them, or a list')
     view, bars = widgets.HTML(), {k: _control(k, a) for k, a in axes.items()}
     def update(_=None):
         im, text = _picture_and_text(draw(**{k: b.value for k, b in bars.items()}))

@@ -44,9 +44,9 @@ def test_help_everywhere(capsys):
     ('train generator --out o --total 9', ['--total', 'add --images']),
     ('train generator --out o --images . --preset sdfaces64', ['--preset', '--images', '--total', 'leave out']),
     ('train generator --out o --images . --from g.pt --resolution 64', ['--resolution', '--from', 'leave out']),
-    ('benchmark quality --out q.json --tune 3', ['--tune', '--methods', 'cycle+tune']),
-    ('benchmark quality --out q.json --methods w,w+refine --preset pti', ['--preset', '--methods', 'cycle+tune']),
-    ('benchmark quality --out q.json --methods w+tune --refine 3', ['--refine', '--methods', 'cycle+refine']),
+    ('benchmark quality --out q.json --tune 3', ['--tune', '--methods', 'opt-w+tune']),
+    ('benchmark quality --out q.json --methods w,w+refine --preset pti', ['--preset', '--methods', 'opt-w+tune']),
+    ('benchmark quality --out q.json --methods w+tune --refine 3', ['--refine', '--methods', 'ENCODER+refine']),
     ('benchmark quality --out q.json --methods w+tune --tune 0 --threshold 1', ['--threshold', '--tune 0']),
     ('benchmark quality --out q.json --images . --outside 3', ['--outside', '--images FOLDER', 'leave out']),
     ('benchmark price --out p.json --tune 0 --preset pti', ['--preset', '--tune 0']),
@@ -80,7 +80,7 @@ LINES = {'demo': [''], 'invert': ['f.png --out o'], 'export-web': ['--out o'], '
 @pytest.fixture
 def calls(monkeypatch):
     "All that the commands ask of the library; nothing is computed."
-    seen, b = [], SimpleNamespace(device=torch.device('cpu'), generator=None, encoders=['cycle', 'other'], default_encoder='cycle', directions={})
+    seen, b = [], SimpleNamespace(device=torch.device('cpu'), generator=None, encoders=['cycle', 'other'], default_encoder='cycle', directions={}, drawn=True)
     def watch(module, **answers):
         for name, answer in answers.items():
             def called(*args, name=name, answer=answer, **kw):

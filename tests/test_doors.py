@@ -1,5 +1,6 @@
 "What comes in at the doors: read rightly, or refused in one line that names the thing and the cure; and a bundle whose encoder nobody names."
 import copy, shutil
+from argparse import Namespace
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -10,12 +11,14 @@ from cycle_nb.cli import main
 from cycle_nb.core import InputError, as_codes, as_images, check_number, check_steps, check_whole, make_rng
 from cycle_nb.encoder import Encoder
 from cycle_nb.evaluate import known_methods
-from cycle_nb.features import Perceptual
-from cycle_nb.files import from_bytes, read_json, to_bytes
+from cycle_nb.features import Perceptual, load_nets
+from cycle_nb.files import from_bytes, read_json, to_bytes, write_json
 from cycle_nb.folder_inversion import invert_files
 from cycle_nb.images import load_images
-from cycle_nb.inversion import contact_sheet, invert_batch
-from cycle_nb.models import make_card, save_model
+from cycle_nb.inversion import contact_sheet, invert_batch, join
+from cycle_nb.learner import Recorder
+from cycle_nb.models import load_tensors, make_card, save_model
+from cycle_nb.path import CodePath
 from cycle_nb.pipeline import run_pipeline, usual_method
 from cycle_nb.project import project
 from cycle_nb.refine import refine, refine_latent
@@ -24,6 +27,8 @@ from cycle_nb.sdfaces import FACTORS, render, sample_extras, sample_factors
 from cycle_nb.stylegan2 import Generator
 from cycle_nb.tune import tune
 from cycle_nb.tune_fast import tune_batch
+from cycle_nb.vis import film, slider_view
+from safetensors.torch import save_file
 from tiny import BODY, bundle, default_dtype, faces, write_bundle
 
 NAN, INF = float('nan'), float('inf')
@@ -444,7 +449,7 @@ def test_an_unknown_setting_costs_nothing(nets, faces, tmp_path):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
 
 def test_two_images_of_one_name_are_not_saved_as_one(found, tmp_path):
-    refused(lambda: found[[0, 0]].save(tmp_path/'o'), 'one name')
+    refused(lambda: found[[0, 0]].save(tmp_path/'o'), 'different names')
     assert not (tmp_path/'o').exists()
 
 def test_a_mask_picks_images(found):
@@ -472,3 +477,138 @@ def test_an_upload_is_read_as_a_file_is(found, tmp_path):
     for name in ('deep', 'clear'):
         e.receive((dict(name=f'{name}.png', content=memoryview((tmp_path/f'{name}.png').read_bytes())),))
         assert torch.equal(e.faces[-1].target.cpu(), load_images(tmp_path/f'{name}.png', size)[0])
+
+@pytest.mark.parametrize('name', ['a+b', 'x-all', 'tune', 'refine', 'latent-free', 'opt-x', 'a,b', 'target', 'generator', '', '../x', 'a\nb'])
+def test_the_name_of_an_encoder_is_its_own(nets, bundle, tmp_path, name):
+    "It becomes a part of the names of methods and steps."
+    refused(lambda: Bundle.from_networks(nets.generator, {name: nets.encoder('cycle')}, nets.perceptual), 'an encoder cannot be called', 'rename')
+    if name in ('', '../x', 'a\nb', 'generator'): return            # no such files, or rightly another part
+    folder = moved(bundle, tmp_path/'b', {'cycle': name})
+    card = read_json(folder/f'{name}.json')
+    write_json(card | dict(kind='encoder'), folder/f'{name}.json')
+    for f in (lambda: load_bundle(folder).encoders, lambda: invert(torch.zeros(1, 3, 64, 64), folder, **ENCODED)): refused(f, repr(name), 'rename')
+
+def test_feature_networks_stand_where_their_names_say(bundle, tmp_path):
+    folder = moved(bundle, tmp_path/'b', {'perceptual': 'identity', 'identity': 'perceptual'})
+    refused(lambda: load_bundle(folder).nets, 'Identity', 'Perceptual', 'name')
+    refused(lambda: evaluator(load_bundle(bundle), folder), 'Identity', 'Perceptual')
+    refused(lambda: load_nets(folder), 'Identity', 'Perceptual')
+
+@pytest.mark.parametrize('compare', [[None], ['w', 'w'], ['x'], [['w']], {'w': 1}, ['opt-w']], ids=repr)
+def test_what_is_shown_beside_the_pivot(nets, picture, tmp_path, compare):
+    for f in (lambda: invert(picture, nets, compare=compare, **ENCODED), lambda: list(run_pipeline(picture, nets, 'cycle', compare, 0, 0)),
+              lambda: invert_files([tmp_path], tmp_path/'o', nets, 'cycle', compare=compare)): refused(f, 'compare=', 'w, wplus, cycle')
+
+def test_an_unknown_setting_of_invert_is_one_line(nets, picture):
+    refused(lambda: invert(picture, nets, bogus=1), "'bogus'", 'threshold')
+    with pytest.raises(InputError, match='no setting'): invert(picture, nets, lr=.1, **ENCODED)
+
+def test_inversions_of_one_name_are_not_mixed(nets, picture, found):
+    refused(lambda: join([found, found]), 'different names')
+    for names in (['a', 'a'], ['a'], ['a', 'b', 'c']): refused(lambda: invert_batch(picture, names, nets, 'cycle', **ENCODED), '2 images', 'different names')
+
+def test_a_copied_result_is_one_more(nets, found, tmp_path):
+    "Its folder says its name; the measures follow."
+    a, b = found.save(tmp_path)
+    shutil.copytree(a, tmp_path/'copy')
+    again = Inversion.load(tmp_path, nets)
+    assert sorted(again.names) == sorted([a.name, b.name, 'copy']) and again[again.names.index('copy')].metrics[0]['mse'] == found[0].metrics[0]['mse']
+    assert len(Inversion.load(tmp_path/'copy', nets)) == 1
+
+def test_measures_that_lack_a_number_are_damage(nets, found, tmp_path):
+    folder, other = found.save(tmp_path)
+    card = read_json(folder/'inversion.json')
+    for k in ('mse', 'perceptual', 'seconds', 'image'):
+        write_json(card | dict(metrics=[{x: v for x, v in m.items() if x != k} for m in card['metrics']]), folder/'inversion.json')
+        refused(lambda: Inversion.load(tmp_path, nets), folder.name, 'measures')
+        with pytest.warns(UserWarning, match='measures'): assert 'perceptual' in repr(Inversion.load(tmp_path, nets, skip_damaged=True))
+
+def test_a_bundle_that_is_gone_blocks_no_result_of_another(bundle, picture, tmp_path):
+    homes = [shutil.copytree(bundle, tmp_path/name) for name in ('first', 'second')]
+    for home, img in zip(homes, picture): invert_batch(img[None], [home.name], load_bundle(home, 'cpu'), 'w', **ENCODED).save(tmp_path/'out')
+    shutil.rmtree(homes[0])
+    refused(lambda: Inversion.load(tmp_path/'out'), 'first: no such bundle')
+    with pytest.warns(UserWarning, match='first'): both = Inversion.load(tmp_path/'out', skip_damaged=True)
+    assert both.names == ['first', 'second'] and both.bundle.name == 'second'          # the same networks: both can be used
+
+@pytest.mark.parametrize('start', [dict(strength=9.), dict(strength=NAN), dict(t=-1.), dict(t=99.), dict(layers=(0, 99)), dict(edit='simle'), dict(i=7), dict(x=1)], ids=repr)
+def test_an_explorer_does_not_begin_elsewhere(found, start):
+    refused(lambda: Explorer(found, start=start).controls, next(iter(start)), 'not among the controls')
+
+def test_places_on_a_path(found):
+    path = CodePath(found)
+    for i, t in ((0, -1.), (0, NAN), (0, None), (0, 99.), (-1, 0.), (2, 0.)): refused(lambda: path.between(i, t))
+    assert torch.equal(path.between(0, 0.), path.code(0, 0)) and Explorer(found, start=dict(layers=[0, 2])).controls['layers'].value == (0, 2)
+
+def test_pictures_that_are_no_film_and_sliders_that_do_not_slide():
+    im = Image.new('RGB', (8, 8))
+    for frames in ([], [im, Image.new('RGB', (9, 8))]): refused(lambda: film(frames, 'x'), 'film', 'one size')
+    for axis in ((0, 1), (1, 0, 0), (0, 1, 2), (0., NAN, 0.), ('a', 'b', 'a'), (0, 0, 0), [], None): refused(lambda: slider_view(lambda x: im, 'x', x=axis), 'slider_view', 'start')
+
+def test_json_of_great_depth_is_damage(found, tmp_path):
+    (folder, _), deep = found.save(tmp_path), '['*100_000 + ']'*100_000
+    (folder/'inversion.json').write_text(deep)
+    refused(lambda: Inversion.load(tmp_path), 'inversion.json', 'not JSON')
+    (tmp_path/'log.jsonl').write_text(deep)
+    refused(lambda: Recorder(path=tmp_path/'log.jsonl').before_fit(Namespace(step=1), 1), 'log.jsonl', 'no log')
+    save_file({'x': torch.zeros(1)}, tmp_path/'a.safetensors', metadata=dict(card=deep))
+    for load in (load_tensors, load_generator, load_encoder): refused(lambda: load(tmp_path/'a.safetensors'), 'a.safetensors')
+
+def one_line(args, capsys, *words):
+    "A refusal of the command line."
+    capsys.readouterr()
+    assert main(list(map(str, args))) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and all(w in said for w in words), said
+
+def contents(folder): return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+def test_converting_replaces_no_neighbour(bundle, tmp_path, capsys):
+    (tmp_path/'a.json').write_text('mine')
+    one_line(['convert', bundle/'generator.safetensors', tmp_path/'a.safetensors'], capsys, 'a.json: exists', '--overwrite')
+    assert contents(tmp_path) == {tmp_path/'a.json': b'mine'}
+    assert main(['convert', str(bundle/'generator.safetensors'), str(tmp_path/'a.safetensors'), '--overwrite']) == 0
+    assert read_json(tmp_path/'a.json')['kind'] == 'generator'
+
+def test_encoders_are_trained_for_the_bundles_generator(bundle, tmp_path, capsys):
+    other = Generator(channel_base=512, channel_max=16)
+    torch.nn.init.normal_(other.synthesis.b4.const)
+    save_model(other, tmp_path/'other.safetensors', make_card('generator'))
+    home = moved(bundle, tmp_path/'home', dict(w=None, wplus=None, cycle=None, directions=None))
+    before = contents(home)
+    one_line(['train', 'encoder', '--preset', 'tiny', '--out', home, '--generator', tmp_path/'other.safetensors'], capsys, 'another generator', '--out')
+    assert contents(home) == before
+
+REFUSALS = dict(recipe='nets --preset x', needs='generator --preset tiny', start='generator --preset tiny --from {0}/no.pt', pictures='generator --images {0}/few', few='generator --images {0}/few --total 32',
+                folder='encoder --images {0}/none --generator sdfaces64', encoders='encoder --encoders x', generator='encoder --generator {0}/no.pt', directions='directions')
+
+@pytest.mark.parametrize('name', REFUSALS)
+def test_a_refused_training_leaves_nothing(tmp_path, capsys, name):
+    (tmp_path/'few').mkdir()
+    Image.new('RGB', (64, 64)).save(tmp_path/'few'/'a.png')
+    one_line(['train', *REFUSALS[name].format(tmp_path).split(), '--out', tmp_path/'deep'/'new'], capsys)
+    assert not (tmp_path/'deep').exists()
+
+def test_training_replaces_no_card(tmp_path, capsys):
+    (tmp_path/'perceptual.json').write_text('mine')
+    one_line(['train', 'nets', '--preset', 'tiny', '--out', tmp_path], capsys, 'perceptual.json: exists')
+    assert contents(tmp_path) == {tmp_path/'perceptual.json': b'mine'}
+
+@pytest.mark.parametrize('what', ['generator --images 50', 'price --images 2', 'quality --images 2'])
+def test_measuring_needs_what_measures(bundle, tmp_path, capsys, what):
+    home = moved(bundle, tmp_path/'home', dict(attributes=None))
+    one_line(['benchmark', *what.split(), '--bundle', home, '--out', tmp_path/'r.json'], capsys, 'attributes.safetensors', '--referee')
+    if 'price' in what: one_line(['benchmark', *what.split(), '--bundle', moved(bundle, tmp_path/'plain', dict(directions=None)), '--out', tmp_path/'r.json'], capsys, 'directions', 'train directions')
+    assert not (tmp_path/'r.json').exists()
+
+@pytest.mark.parametrize('out', ['.', 'file/r.json', '/proc/r.json'])
+def test_a_record_has_a_place_before_the_work(tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'file').write_text('x')
+    one_line(['benchmark', 'generator', '--bundle', 'no such bundle', '--out', out], capsys, 'no place')
+
+def test_none_of_a_step_is_no_contradiction(bundle, tmp_path, capsys):
+    args = 'benchmark quality --methods cycle --images 2 --tune 0 --refine 0'.split()
+    assert main([*args, '--bundle', str(bundle), '--work', str(tmp_path/'w'), '--out', str(tmp_path/'r.json')]) == 0
+    one_line([*args[:-4], '--tune', '3', '--bundle', bundle, '--out', tmp_path/'s.json'], capsys, 'opt-w+tune')
+    one_line(['invert', 'x.png', '--out', tmp_path/'o', '--seed', '9'*30], capsys, '15 digits')

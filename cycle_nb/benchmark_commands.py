@@ -177,6 +177,11 @@ def _measure_demo_cost(a, out)->dict:
     from cycle_nb.speed import measure_demo
     return say(measure_demo())
 
+def _measure_training(a, out)->dict:
+    "Images per second of adversarial training at 64 px, beside another program's if it is there."
+    from cycle_nb.speed import measure_training
+    return say(measure_training(reference=a.reference, device=a.device))
+
 def _measure_rendering(a, out)->dict:
     "Portraits per second, on the CPU."
     from cycle_nb.speed import measure_render
@@ -230,7 +235,7 @@ def _count_at_least(q, usual:int, least:int):
 # %% ../nbs/52_benchmark_commands.ipynb #4d86fa91
 _KINDS = dict(quality=_measure_quality, price=_measure_price, demo=_measure_demo_cost,
               generator=_measure_generator_quality, speed=_measure_tuning, large=_measure_sizes,
-              full=_measure_sizes, render=_measure_rendering)
+              full=_measure_sizes, render=_measure_rendering, training=_measure_training)
 _COUNTS = dict(price=(20, 2), generator=(5000, 50), speed=(12, 2), render=(1024, 1)) # usual, least
 
 def add_benchmark(
@@ -258,4 +263,7 @@ def _add_kind(q, name:str):
                        'trained apart, such as referee64 (default: those of the bundle)')
     if name in ('quality', 'price'): _add_sharing(q)
     if name == 'price': add_tuning(q)
+    if name == 'training':
+        q.add_argument('--reference', metavar='CLONE', help='folder of a clone of '
+                       'stylegan2-ada-pytorch: its own code is timed, too')
     if name == 'quality': _add_quality(q)

@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['TUNING_CASES', 'FULL_SIZE_CASES', 'measure_demo', 'measure_render', 'measure_speed', 'step_cost', 'pipeline_cost',
-           'training_cost', 'measure_in_process']
+           'training_cost', 'measure_in_process', 'measure_training']
 
 # %% ../nbs/49_speed.ipynb #39271f5a
-import os, subprocess, sys, tempfile, time, torch
+import copy, os, subprocess, sys, tempfile, time, torch
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median_high, median_low
 from torch import Tensor
-from .core import make_rng, peak_device_memory, peak_memory, pick_device, synchronize
-from .files import read_json
+from .core import (InputError, has_bf16, make_rng, peak_device_memory, peak_memory,
+    pick_device, synchronize)
+from .files import expand_path, read_json
 from .sdfaces import GroundTruth, render, sample_factors
+from .learner import update_ema
 from .stylegan2 import Generator
+from .gan import Discriminator, lazy_adam
 from .losses import LPIPS
+from .train_generator import AdversarialTask
 from .encoder import Encoder
 from .schedule import PAPER
 from .cycle import CycleTask
@@ -256,3 +260,80 @@ def measure_in_process(
             out[name] = pool.submit(f, **args, device=device).result()
         print(name, out[name], flush=True)
     return out
+
+# %% ../nbs/49_speed.ipynb #52c2d801
+def _own_round(
+    res:int, # pixels
+    batch:int, # images in a step
+    device, # where the networks live
+): # called: 16 steps of training
+    "Our networks, losses and regularisers."
+    G, D = (f.to(device).to(memory_format=torch.channels_last)
+            for f in (Generator(res), Discriminator(res)))
+    real = _noise_images(batch, res).to(device)
+    task = AdversarialTask(G, D, lambda n, rng: (None, real[:n]), 10**6, batch)
+    def go():
+        for _ in range(16): task.train_step()
+        synchronize(device)
+    return go
+
+def _reference_networks(folder, res:int, device)->tuple: # generator, discriminator, loss
+    "StyleGAN2-ADA's own, read from a clone; `InputError` when it is none."
+    folder = expand_path(folder)
+    if not (folder/'training'/'networks.py').is_file():
+        raise InputError(f'{folder}: no clone of stylegan2-ada-pytorch; name its folder')
+    sys.path.insert(0, str(folder))
+    try:
+        from training.loss import StyleGAN2Loss
+        from training.networks import Discriminator as TheirD, Generator as TheirG
+    finally: sys.path.remove(str(folder))
+    gpu = peak_device_memory(device) is not None
+    sizes = dict(channel_base=2048, channel_max=128, num_fp16_res=4*gpu)
+    G = TheirG(128, 0, 128, res, 3, dict(num_layers=4), sizes).to(device)
+    D = TheirD(0, res, 3, **sizes).to(device)
+    return G, D, StyleGAN2Loss(device, G.mapping, G.synthesis, D, r1_gamma=1.)
+
+def _reference_round(
+    folder, # of the clone
+    res:int, # pixels
+    batch:int, # images in a step
+    device, # where the networks live
+): # called: 16 steps of training
+    "StyleGAN2-ADA's networks and losses, on the schedule of its own training loop."
+    G, D, loss = _reference_networks(folder, res, device)
+    ema, real, none = copy.deepcopy(G), _noise_images(batch, res).to(device), torch.zeros(batch, 0)
+    opts = lazy_adam(G.parameters(), .0025, 4), lazy_adam(D.parameters(), .0025, 16)
+    phases = ('Gmain', G, opts[0], 1), ('Greg', G, opts[0], 4), ('Dmain', D, opts[1], 1), \
+             ('Dreg', D, opts[1], 16)
+    def go():
+        for k in range(16):
+            for name, net, opt, every in phases:
+                if k % every: continue
+                opt.zero_grad(set_to_none=True)
+                net.requires_grad_(True)
+                z, c = torch.randn(batch, G.z_dim, device=device), none.to(device)
+                loss.accumulate_gradients(name, real, c, z, c, sync=True, gain=every)
+                net.requires_grad_(False)
+                opt.step()
+            update_ema(ema, G, .999)
+        synchronize(device)
+    return go
+
+# %% ../nbs/49_speed.ipynb #2c59fd8f
+def measure_training(
+    res:int=64, # pixels
+    batch:int=64, # images in a step
+    repeats:int=3, # rounds of 16 steps, after a first one; the median is reported
+    reference=None, # folder of a clone of stylegan2-ada-pytorch, whose own code is timed, too
+    device:str=None, # a device's name; None: the best one here
+)->dict: # images_per_s; with a reference its own, and times: how many times as fast ours is
+    "How fast a generator is trained against a discriminator (base 2048, at most 128 channels)."
+    device, rounds = pick_device(device), {}
+    rounds['images_per_s'] = _own_round(res, batch, device)
+    if reference: rounds['reference'] = _reference_round(reference, res, batch, device)
+    took = [{k: _timed_call(go)[0] for k, go in rounds.items()} for _ in range(repeats + 1)][1:]
+    speed = lambda k: round(16*batch/median_low(t[k] for t in took), 1)
+    facts = dict(resolution=res, batch=batch, repeats=repeats, bf16=has_bf16(device))
+    found = {k: speed(k) for k in rounds} | facts
+    if reference: found['times'] = round(found['images_per_s']/found['reference'], 2)
+    return found

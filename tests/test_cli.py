@@ -93,7 +93,7 @@ def calls(monkeypatch):
     watch(recipes, make_nets=None, make_generator=None, make_generator_of_images=None, make_encoders=None, make_directions=None)
     watch(report, check_new=Path('o/index.html'), quality_record=({}, [], {}), quality_text='', write_quality=None); watch(price, price_record=(dict(sets={}), []))
     watch(generator_quality, measure_generator={}, missed_changes={}); watch(export_web, export_images=None, fetch_runtime=None, measure_web={})
-    watch(speed, measure_speed=dict(race={}), measure_in_process={}, measure_demo=dict(cores=1), measure_render=dict(cores=1))
+    watch(speed, measure_training={}, measure_speed=dict(race={}), measure_in_process={}, measure_demo=dict(cores=1), measure_render=dict(cores=1))
     return seen
 
 def test_every_option_of_every_command_is_used_or_refused(tmp_path, monkeypatch, capsys, calls):

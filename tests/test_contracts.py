@@ -369,7 +369,8 @@ def hidden(tr):
 
 
 OPTIONAL = {'fastprogress', 'matplotlib', 'ipywidgets', 'IPython', 'torchvision', 'lpips', 'huggingface_hub', 'resource', 'scipy',
-            'facenet_pytorch', 'dlib', 'mediapipe', 'face_alignment', 'onnx', 'playwright'}
+            'facenet_pytorch', 'dlib', 'mediapipe', 'face_alignment', 'onnx', 'playwright',
+            'training'}         # of a clone of StyleGAN2-ADA, where somebody times it
 
 
 def late_imports(path):

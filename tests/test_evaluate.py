@@ -1,5 +1,5 @@
 "Methods compared as their readers meet it: killed, resumed, asked for nonsense; claims against a second computation."
-import json, os, shutil, signal, subprocess, sys, time
+import ast, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from cycle_nb.stylespace import measure_styles
@@ -10,7 +10,7 @@ from cycle_nb.heldout import faces_and_truth
 from cycle_nb.pipeline import OPTIMISED, REFINEMENTS, Method, parse_method
 from cycle_nb.inversion import invert
 from cycle_nb.statistics import CLAIMS, check_claims, frechet_distances, metric_per_image, no_edit_baseline, paired_differences, quality_summary, quality_table, true_features
-from cycle_nb.speed import measure_in_process, pipeline_cost, training_cost
+from cycle_nb.speed import measure_in_process, measure_training, pipeline_cost, training_cost
 from cycle_nb.core import InputError, make_rng, single_threaded
 from cycle_nb.models import make_card, save_model
 from cycle_nb.files import read_json, to_pil, to_tensor
@@ -537,3 +537,35 @@ def test_portraits_are_no_test_faces(bundle, monkeypatch):
     sets = [*drawn, *(faces_and_truth(k, 60, 64)[0] for k in ('in', 'out'))]
     for i, a in enumerate(sets):
         for b in sets[:i]: assert torch.cdist(a.flatten(1), b.flatten(1)).min() > 1
+
+NETWORKS = '''
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        assert sizes['channel_base'] == 2048 and sizes['channel_max'] == 128
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+class Generator(Net):
+    z_dim = 128
+    def __init__(self, z, c, w, res, channels, mapping_kwargs, synthesis_kwargs):
+        super().__init__(synthesis_kwargs)
+        self.mapping = self.synthesis = None
+class Discriminator(Net):
+    def __init__(self, c, res, channels, **sizes): super().__init__(sizes)
+'''
+LOSS = '''
+class StyleGAN2Loss:
+    def __init__(self, device, mapping, synthesis, D, r1_gamma): self.n = 0
+    def accumulate_gradients(self, phase, real, real_c, z, c, sync, gain): print(phase, *real.shape, *z.shape, gain)
+'''
+
+def test_training_is_timed_beside_a_clone(tmp_path, python):
+    "The clone's code is called on the schedule of its own loop: here it only says what it is asked for."
+    for name, text in dict(networks=NETWORKS, loss=LOSS).items():
+        (tmp_path/'clone'/'training').mkdir(parents=True, exist_ok=True)
+        (tmp_path/'clone'/'training'/f'{name}.py').write_text(text)
+    *said, found = python('import sys; from cycle_nb.speed import measure_training\nprint(measure_training(16, 4, 1, sys.argv[1], "cpu"))', tmp_path/'clone').splitlines()
+    once = [f'{p} 4 3 16 16 4 128 {gain}' for k in range(16) for p, gain in (('Gmain', 1), ('Greg', 4), ('Dmain', 1), ('Dreg', 16)) if k % gain == 0]
+    found = ast.literal_eval(found)
+    assert said == 2*once and found['images_per_s'] > 0 and found['times'] == pytest.approx(found['images_per_s']/found['reference'], abs=.006)
+    with pytest.raises(InputError, match='no clone'): measure_training(16, 4, 1, tmp_path)

@@ -74,3 +74,19 @@ def test_no_equation_is_cut_off(decks, opened, tmp_path):
             wide += sum(bool(size) for _, size in found)
             page.keyboard.press('ArrowRight')
     assert wide and not page.problems
+
+
+def test_a_printed_slide_is_a_page(decks, opened, tmp_path):
+    "Nothing flows over to another page, nothing lies on the line below, and sliders that nobody can move are gone."
+    page = opened('', viewport=dict(width=1280, height=720))
+    for name, text in decks.items():
+        (tmp_path/f'{name}.html').write_text(text, encoding='utf-8')
+        page.goto((tmp_path/f'{name}.html').as_uri())
+        page.emulate_media(media='print')
+        over = page.evaluate("""[...document.querySelectorAll('section')].map(s => { const foot = s.querySelector('footer'), inside = [...s.querySelectorAll('p, li, img, svg, figcaption, .equation')];
+            const low = Math.max(...inside.map(e => e.getBoundingClientRect().bottom)), right = Math.max(...inside.map(e => e.getBoundingClientRect().right));
+            return [s.innerText.slice(0, 60), low - (foot || s).getBoundingClientRect()[foot ? 'top' : 'bottom'], right - innerWidth] }).filter(([_, a, b]) => a > 1 || b > 1)""")
+        assert not over, (name, over)
+        assert not page.locator('input[type=range]:visible').count()
+        count = page.locator('section').count()
+        assert len(re.findall(rb'/MediaBox ?\[0 0 960 540\]', page.pdf(prefer_css_page_size=True, print_background=True))) == count, name

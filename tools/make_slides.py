@@ -21,19 +21,29 @@ body { margin: 0; font: 24px/1.4 system-ui, sans-serif; color: #222; background:
 section { box-sizing: border-box; min-height: 100vh; padding: 3vh 5vw 7vh; break-after: page; position: relative }
 .on section { display: none } .on section.now { display: block }
 h1 { margin: 22vh 0 0; font-size: 64px } h2 { margin: 0 0 .5em; font-size: 38px } h1 + p { font-size: 32px; max-width: 26em }
-p { max-width: 48em; margin: .5em 0 } math { font-size: 1.1em } .equation { margin: .6em 0; overflow-x: auto }
+p { max-width: 48em; margin: .5em 0 } math { font-size: 1.1em } .equation { margin: .6em 0; padding: .2em 0; overflow: auto hidden }
 img { max-width: 100% } .figure > img { height: 50vh; object-fit: contain; object-position: left }
 footer { position: absolute; left: 5vw; right: 5vw; bottom: 2vh; font-size: 16px; opacity: .6 }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616 } .figure > img { background: #fff; padding: 6px } }
-@media print { .on section { display: block } }
+@page { size: 1280px 720px; margin: 0 }
+@media print {
+  body { font-size: 22px; color: #222; background: #fff }
+  section, .on section { display: flex; flex-direction: column; height: 100vh; min-height: 0; overflow: hidden }
+  section > * { flex-shrink: 0 }
+  .figure { flex: 0 1 66vh; min-height: 0 } .figure > img, .figure > svg { height: 100% }
+  .cycle-player { display: flex; flex: 0 1 auto; flex-direction: column; min-height: 0 } .cycle-player label { display: none !important }
+  .cycle-player > div { flex: 0 1 60vh; min-height: 0 } .cycle-player figure { height: 100% }
+  .cycle-player img { height: calc(100% - 2.2em) !important; width: auto !important } .cycle-player figcaption { max-width: none !important }
+}
 """
 SCRIPT = """
 const pages = [...document.querySelectorAll('section')];
 let at = Math.min(pages.length, Math.max(1, parseInt(location.hash.slice(1)) || 1)) - 1;
 const show = k => { pages[at].classList.remove('now'); at = Math.min(pages.length - 1, Math.max(0, k));
-  pages[at].classList.add('now'); history.replaceState(null, '', '#' + (at + 1)); scrollTo(0, 0);
-  for (const e of pages[at].querySelectorAll('.equation'))      // a wide one becomes smaller
-    if (e.scrollWidth > e.clientWidth) e.style.fontSize = 95*e.clientWidth/e.scrollWidth + '%' };
+  pages[at].classList.add('now'); history.replaceState(null, '', '#' + (at + 1)); scrollTo(0, 0) };
+for (const e of document.querySelectorAll('.equation')) {       // a wide one becomes smaller, on a screen and on paper
+  e.style.width = 'max-content';
+  e.style.cssText = `font-size: min(1em, ${88*parseFloat(getComputedStyle(e).fontSize)/e.offsetWidth}vw)` }
 document.body.classList.add('on'); show(at);
 addEventListener('keydown', e => {
   const by = {ArrowRight: 1, PageDown: 1, ' ': 1, ArrowLeft: -1, PageUp: -1, Home: -1e9, End: 1e9}[e.key];

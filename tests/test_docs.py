@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT/'tools'))
 import make_docs
 
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
-WRITTEN = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'teaching/README.md', 'teaching/mistakes.md',
+WRITTEN = [ROOT/n for n in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'teaching/README.md', 'teaching/mistakes.md', 'teaching/glossary.md',
                            'teaching/questions/part1.md', 'teaching/questions/part2.md', 'teaching/questions/reader.md')]
 NEEDS = 'sphinx', 'myst_nb', 'sphinx_book_theme', 'fastcore'
 MISSING = [m for m in NEEDS if importlib.util.find_spec(m) is None]
@@ -349,3 +349,14 @@ def test_no_paragraph_stands_twice(path):
     texts = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
     said = collections.Counter(p.strip() for t in texts for p in t.split('\n\n') if len(p) > 80)
     assert not [p[:80] for p, n in said.items() if n > 1]
+
+
+def test_glossary_sends_to_chapters_that_explain_its_terms():
+    "In the order of the alphabet, each term once; the chapter's prose has the word."
+    rows = [[c.strip() for c in line.split('|')[1:-1]] for line in (ROOT/'teaching'/'glossary.md').read_text().splitlines() if line.startswith('| ')][1:]
+    terms = [r[0].casefold() for r in rows]
+    assert terms == sorted(set(terms)) and len(terms) > 50
+    for term, what, stem in rows:
+        text = '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f"{stem.strip('`')}.ipynb").read_text())['cells'] if c['cell_type'] == 'markdown')
+        words = [w.strip(' )') for w in re.split(r',| \(| ψ| Δ| of leaving W', term) if w.strip(' )')]
+        assert what.endswith('.') and any(re.search(re.escape(w), text, re.I) for w in words), (term, stem)

@@ -108,7 +108,7 @@ def page(nb, stems, kind='lesson', extra=(), module='', names=()):
         c = dict(c, metadata=dict(c.get('metadata', {})))
         if c['cell_type'] == 'markdown':
             heading = ([heading] + re.findall(r'^#+ (.+)', src, re.M))[-1]
-            src = linked(exports(src, module, names), stems)
+            src = linked(anywhere(exports(src, module, names)), stems)
         if c['cell_type'] == 'code':
             c['metadata'] |= dict(tags=tags(src, kind), mystnb=dict(image=dict(alt=f'Figure: {heading}')))
             src = re.sub(r'^#\|.*\n?', '', src, flags=re.M)
@@ -135,7 +135,7 @@ def contents(found, by_part):
         if lessons: yield toctree(part[0].upper() + part[1:], lessons)
     yield toctree('Tools', [shown[s] for s in found if found[s]['kind'] == 'tool'])
     yield toctree('Reference', ['api/index', 'models'])
-    yield toctree('Project', ['teaching', 'contributing', 'changelog', 'citation'])
+    yield toctree('Project', ['glossary', 'teaching', 'contributing', 'changelog', 'citation'])
 
 
 # --- reference -----------------------------------------------------------------------------
@@ -289,10 +289,10 @@ QUESTIONS = 'part1', 'part2', 'reader'
 
 def anywhere(source):
     "A page of the repository as a page of the site: its links to files become links to pages."
-    source = re.sub(r'\]\((?:nbs/)?(\w+)\.ipynb\)', r'](\1.ipynb)', source)
+    source = re.sub(r'\]\((?:nbs/)?(\w+)\.ipynb\)', r'](\1.ipynb)', source.replace('](../', ']('))
     pages = {'README.md': 'index.ipynb', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md',
              'CITATION.cff': 'citation.md', 'teaching/README.md': 'teaching.md', 'teaching/mistakes.md': 'teaching_mistakes.md',
-             'mistakes.md': 'teaching_mistakes.md',
+             'mistakes.md': 'teaching_mistakes.md', 'teaching/glossary.md': 'glossary.md', 'glossary.md': 'glossary.md',
              **{f'questions/{k}.md': f'teaching_questions_{k}.md' for k in QUESTIONS}}
     return re.sub(r'\]\(([\w./]+)\)', lambda m: f']({pages[m[1]]})' if m[1] in pages else m[0], source)
 
@@ -320,7 +320,7 @@ def lay_out(stage=STAGE, live=None):
     api(stage, found)
     (stage/'models.md').write_text(models_page(), encoding='utf-8')
     picture = f'```{{raw}} html\n{house(found, by_part)}\n```'
-    written = {'contributing': 'CONTRIBUTING.md', 'changelog': 'CHANGELOG.md', 'teaching': 'teaching/README.md',
+    written = {'glossary': 'teaching/glossary.md', 'contributing': 'CONTRIBUTING.md', 'changelog': 'CHANGELOG.md', 'teaching': 'teaching/README.md',
                'teaching_mistakes': 'teaching/mistakes.md', **{f'teaching_questions_{k}': f'teaching/questions/{k}.md' for k in QUESTIONS}}
     for name, source in written.items():
         body = PICTURE.sub(lambda _: picture, (ROOT/source).read_text(encoding='utf-8'))

@@ -130,6 +130,7 @@ def readme():
     for k, (uri, data) in enumerate(re.findall(r'src="(data:image/webp;base64,([^"]*))"', text)):    # a README shows files only
         (folder/f'index_film_{k}.webp').write_bytes(base64.b64decode(data))
         text = text.replace(uri, f'nbs/figures/index_film_{k}.webp')
+    text = text.replace('](../', '](')                  # the README stands one folder higher
     text = re.sub(r'```python\s*```', '', re.sub(r'[ \t]+$', '', text, flags=re.M))
     note = '<!-- Generated from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
     (ROOT/'README.md').write_text(note + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')

@@ -10,8 +10,9 @@ import argparse, math, os, signal, sys
 from contextlib import suppress
 from pathlib import Path
 from . import __version__
-from .benchmark_commands import (UsageError, add_benchmark, add_bundle, add_common,
-    add_option, add_refinement, add_tuning, positive_number, say, settle_options, tuning_settings)
+from cycle_nb.benchmark_commands import (UsageError, add_benchmark, add_bundle, add_common,
+    add_option, add_refinement, add_tuning, names_list, positive_number, say, settle_options,
+    tuning_settings)
 
 # %% ../nbs/56_cli.ipynb #361e0451
 class _Parser(argparse.ArgumentParser):
@@ -120,7 +121,7 @@ def _run_train(a)->int: # exit code
     elif a.part == 'generator': r.make_generator(a.out, a.preset, start=a.start, **common)
     elif a.part == 'encoder':
         r.make_encoders(a.out, a.preset, generator=a.generator, images=a.images,
-                        names=a.encoders.split(','), **common)
+                        names=a.encoders, **common)
     else: r.make_directions(a.out, a.preset, **common)
     if not process_share()[0]: say(f'{a.part}: {a.out}')
     return 0
@@ -209,7 +210,8 @@ def _add_train(sub):
             q.add_argument('--images', metavar='DIR', help='your pictures (default: drawn faces)')
         if name == 'encoder':
             q.add_argument('--generator', metavar='FILE', help='default: the bundle\'s')
-            q.add_argument('--encoders', metavar='NAMES', default='cycle,w_long', help=
+            q.add_argument('--encoders', metavar='NAMES', type=names_list,
+                           default='cycle,w_long', help=
                            'of cycle (leaves w and wplus, too), w_long, wplus_long, restyle')
         if name == 'generator': _add_generator(q)
         q.set_defaults(run=_run_train)

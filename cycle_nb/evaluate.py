@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from .core import single_threaded
-from .files import read_json, save_image, write_json
+from .files import save_image, write_json
 from .vis import grid
 from .sdfaces import GroundTruth
 from .latents import spread
@@ -25,7 +25,8 @@ from .metrics import ms_ssim, mse, psnr
 from .edit_metrics import edit_error, lec
 from .bundle import Bundle, evaluator, load_bundle
 from .pipeline import BATCH, SETTINGS, Method, find_pivot, parse_method, run_pipeline
-from .heldout import cached_tensor, image_sets, import_results, part_path, run_parallel
+from cycle_nb.heldout import (cached_tensor, image_sets, import_results, part_path, read_part,
+    run_parallel)
 
 # %% ../nbs/46_evaluate.ipynb #6643800a
 EDIT_CHANGES = dict(yaw=1., smile=1., mouth=1., age=1., glasses=1.5, light=1.) # factor -> change
@@ -232,4 +233,4 @@ def evaluate_methods(
     for j in list(left):
         _evaluate_job(j, b, by, more, **settings)
         tell()
-    return [row for j in jobs for row in read_json(j.part)]
+    return [row for j in jobs for row in read_part(j.part, j.cut.stop - j.cut.start)]

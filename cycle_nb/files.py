@@ -23,7 +23,9 @@ def _to_8bit(
     im:Image.Image, # a picture with more than 8 bits per pixel, one channel
 )->Image.Image:
     "16-bit, 32-bit and floating grey to 8 bits: scaled by the format's white, never clipped."
-    a = np.nan_to_num(np.asarray(im).astype('float64'))
+    a = np.asarray(im).astype('float64')
+    if not np.isfinite(a).any(): raise ValueError('no pixel is a finite number')
+    a = np.nan_to_num(a)
     whites = [1, 255, 65535] if im.mode == 'F' else [65535]
     white = next((w for w in whites if a.max(initial=0) <= w), a.max(initial=1))
     return Image.fromarray((a/white*255).clip(0, 255).round().astype('uint8'))
@@ -50,6 +52,9 @@ def expand_path(
         what = 'a name without letters' if path == '' else f'this is of type {type(path).__name__}'
         raise InputError(f'a file or folder is named by text or a Path; {what}')
     path = Path(os.path.expanduser(path))
+    home, inside = path.parts[:1], len(path.parts) > 1
+    if inside and home[0][0] == '~' and not Path(home[0]).exists():
+        raise InputError(f'{path}: no user is called {home[0][1:]}; check the name')
     try: path.lstat()
     except (OSError, ValueError) as e:          # too long, or a character that no name may hold
         if getattr(e, 'errno', None) not in (None, errno.ENAMETOOLONG): return path

@@ -11,7 +11,7 @@ import hashlib, time, torch
 from functools import cache
 from torch import Tensor
 from .core import InputError, single_threaded
-from .files import read_json, write_json
+from .files import write_json
 from .sdfaces import GroundTruth
 from .project import project
 from .tune_fast import preset_settings
@@ -20,7 +20,7 @@ from .metrics import holm
 from .bundle import Bundle, evaluator, load_bundle
 from .pipeline import tune_as_stored
 from .path import optimise_from
-from cycle_nb.heldout import (cached_tensor, heldout_truth, image_sets, part_path,
+from cycle_nb.heldout import (cached_tensor, heldout_truth, image_sets, part_path, read_part,
     run_parallel)
 from .evaluate import EDIT_CHANGES, evaluate_batch
 from .statistics import (markdown_table, mean_interval, metric_per_image,
@@ -99,7 +99,7 @@ def _price_batch(
             rows = before_and_after(img.to(b.device), truth, wp.to(b.device), b, by, seed=seed,
                                     **tuning)
             write_json([r | dict(face=cut.start + r['face'], step=step) for r in rows], part)
-        out += read_json(part)
+        out += read_part(part, 2*len(img))
     return out
 
 # %% ../nbs/48_price.ipynb #9be08956

@@ -62,19 +62,23 @@ def _check_part(
 )->Path:
     "The folder; `InputError` when a part is there already, or one that is needed is not."
     out, ends = expand_path(out), ('.safetensors', '.json')
-    files = [out/'work'/part, *(out/f'{name}{end}' for name in makes for end in ends)]
-    begun = [f for f in files if f.exists()]
-    if begun and not resume:
-        raise InputError(f'{begun[0]}: exists; add --resume to go on, or choose another --out')
+    work, files = out/'work'/part, [out/f'{name}{end}' for name in makes for end in ends]
+    made = [f for f in files if f.exists()]
+    if made and not work.exists():             # of others, or copied without their trainings
+        raise InputError(f'{made[0]}: exists, and no training of it that could go on; choose '
+                         'another --out')
+    if work.exists() and not resume:
+        raise InputError(f'{work}: exists; add --resume to go on, or choose another --out')
     for name in needs: Bundle(out).file(name)
     return out
 
 def _begin(
     out:Path, # folder of the bundle
+    part:str, # what is trained
 ):
-    "Make the folder: everything that could be refused has been looked at."
+    "Make the folders: everything that could be refused has been looked at."
     wait_for_all()                      # before another process begins what would look begun
-    output_folder(out)
+    for folder in (out, out/'work'/part): output_folder(folder)
 
 # %% ../nbs/51_recipes.ipynb #a3edaabf
 @joined_processes()
@@ -88,7 +92,7 @@ def make_nets(
     r = _recipe(preset, 'nets')
     out = _check_part(out, 'nets', ['attributes', 'perceptual', 'identity'], resume=resume)
     seed_all(seed)
-    _begin(out)
+    _begin(out, 'nets')
     train_nets(out, out/'work'/'nets', seed=seed, **r)
 
 @joined_processes()
@@ -105,8 +109,11 @@ def make_generator(
     out = _check_part(out, 'generator', ['generator'], ['perceptual'], resume)
     b, work = Bundle(out, device), out/'work'/'generator'
     G, look = start and load_generator(start, b.device), b.perceptual
+    if G and (G.z_dim != 32 or G.resolution > r['stages'][-1][0] or G.config['img_channels'] != 3):
+        raise InputError(f'{start}: reads {G.z_dim} numbers and draws {G.resolution} px; SDFaces '
+                         f'are taught from 32, up to {r["stages"][-1][0]} px: give --images DIR, too')
     seed_all(seed)
-    _begin(out)
+    _begin(out, 'generator')
     res = r['stages'][-1][0]
     with first_process_first():
         bank = PairBank(r['pairs'], res, seed=seed, file=out/'work'/f'pairs-{seed}-{res}.npy')
@@ -170,7 +177,7 @@ def make_generator_of_images(
     if len(folder) < 100:
         raise InputError(f'{images}: {len(folder)} pictures are too few for a generator; give '
                          'hundreds, better thousands')
-    _begin(out)
+    _begin(out, 'generator')
     G = G.to(pick_device(device)).train().requires_grad_(True).to(memory_format=torch.channels_last)
     D = Discriminator(G.resolution).to(G.w_avg.device)
     task = AdversarialTask(G, D, without_teacher(partial(folder, own=True)),
@@ -216,12 +223,13 @@ def make_encoders(
         raise InputError(f'no encoder {bad[0]!r}; there are {", ".join(_TRAININGS)}')
     r = dict(_recipe(preset, 'encoder'))
     needs = [] if generator else ['generator', 'perceptual', 'identity']
-    out = _check_part(out, 'encoder', [*names, 'w', 'wplus'], needs, resume)
+    made = [*names, *['w', 'wplus']*('cycle' in names)]
+    out = _check_part(out, 'encoder', made, needs, resume)
     b, bank = Bundle(out, device), r.pop('bank', 50_000)
     seed_all(seed)
     G, nets = _generator_for(b, generator), b.nets
     real = images and picture_folder(images, G.resolution)
-    _begin(out)
+    _begin(out, 'encoder')
     if generator and not b.has('generator') and not joined_share()[0]:
         save_model(G, out/'generator.safetensors', G.card | make_card('generator'))
     if G.num_ws - 1 != r['sched'].offsets:
@@ -256,7 +264,7 @@ def make_directions(
     b, n = Bundle(out, device), facts.pop('candidates', 32)
     seed_all(seed)
     G, read, names = b.generator, b.attributes, facts.get('names', ATTRIBUTES)
-    _begin(out)
+    _begin(out, 'directions')
     free = dict(pca=pca_directions(G, n), closed=closed_form_directions(G, n=n))
     found = {f'_{k}': search_directions(d, G, read, names, seed=seed) for k, d in free.items()}
     found['_stylespace'] = stylespace_directions(G, read, names, seed=seed)

@@ -11,12 +11,12 @@ import tempfile, time
 from pathlib import Path
 from torch import Tensor
 from .core import InputError
-from .files import atomic, expand_path, read_image, read_json, save_image, to_tensor
+from .files import atomic, expand_path, save_image
 from .vis import labelled_grid, tradeoff_axes
 from .sdfaces import GroundTruth, counterfactual_factors, render
 from .bundle import evaluator, load_bundle
 from .pipeline import BATCH, parse_method
-from .heldout import heldout_truth, save_faces
+from .heldout import heldout_truth, read_part, read_sheet, save_faces
 from .pipeline import SETTINGS
 from .evaluate import (EDIT_CHANGES, METHODS, edit_names, evaluate_methods,
     known_methods, plan_jobs, used_settings)
@@ -43,8 +43,9 @@ def contact_sheets(
         first = [j for j in jobs if j.kind == kind and j.cut.start == 0]
         drawn = [j for j in first if j.part.with_suffix('.png').exists()]
         if not drawn: continue                      # all figures were known, nothing was drawn
-        rows = {j.method: to_tensor(read_image(j.part.with_suffix('.png'))) for j in drawn}
-        edits = edit_names(read_json(drawn[0].part)[0], bundle.directions)
+        rows = {j.method: read_sheet(j.part.with_suffix('.png')) for j in drawn}
+        row = read_part(drawn[0].part, drawn[0].cut.stop)[0]
+        edits = edit_names(row, bundle.directions)
         out[kind] = _comparison_sheet(*drawn[0].take(drawn[0].cut), rows, edits)
     return out
 

@@ -113,6 +113,8 @@ def output_folder(
     path = expand_path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f'{path}: is a file, not a folder; choose another --out')
+    if path.is_symlink() and not path.exists():
+        raise InputError(f'{path}: a link that leads to nothing; choose another --out')
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): pass

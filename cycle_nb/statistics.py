@@ -207,7 +207,7 @@ def quality_table(
         known = [a for a in _AXIS_NAMES if any(v.get(a) for v in methods.values())]
         rows = [[m, *(cell(v.get(a)) for a in known)] for m, v in methods.items()]
         table = markdown_table(['method', *known], rows)
-        lines += ['', _TITLES.get(kind, _OWN), '', *table]
+        lines += ['', _TITLES.get(kind, _OWN), '', *table]*bool(known)
     return '\n'.join(lines)
 
 # %% ../nbs/47_statistics.ipynb #aa8a1c51

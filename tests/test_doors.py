@@ -14,6 +14,7 @@ from cycle_nb.evaluate import known_methods
 from cycle_nb.features import Perceptual, load_nets
 from cycle_nb.files import from_bytes, read_json, to_bytes, write_json
 from cycle_nb.folder_inversion import invert_files
+from cycle_nb.heldout import cached_tensor, part_path, read_part, read_sheet
 from cycle_nb.images import load_images
 from cycle_nb.inversion import contact_sheet, invert_batch, join
 from cycle_nb.learner import Recorder
@@ -612,3 +613,75 @@ def test_none_of_a_step_is_no_contradiction(bundle, tmp_path, capsys):
     assert main([*args, '--bundle', str(bundle), '--work', str(tmp_path/'w'), '--out', str(tmp_path/'r.json')]) == 0
     one_line([*args[:-4], '--tune', '3', '--bundle', bundle, '--out', tmp_path/'s.json'], capsys, 'opt-w+tune')
     one_line(['invert', 'x.png', '--out', tmp_path/'o', '--seed', '9'*30], capsys, '15 digits')
+
+# --- what the next one found ----------------------------------------------------------------
+
+@pytest.mark.parametrize('part', ['nets', 'generator', 'encoder', 'directions'])
+def test_networks_that_were_not_trained_here_are_not_trained_over(bundle, tmp_path, capsys, part):
+    "A bundle that was shipped, copied or converted has no training that could go on."
+    home = moved(bundle, tmp_path/'home', {})
+    before = contents(home)
+    for more in ([], ['--resume']): one_line(['train', part, '--preset', 'tiny', '--out', home, *more], capsys, 'exists', 'choose another --out')
+    assert contents(home) == before and len(list(tmp_path.rglob('*'))) == len(before) + 1
+
+def test_another_encoder_for_a_bundle_that_came_without_its_trainings(bundle, tmp_path, capsys, monkeypatch):
+    home = moved(bundle, tmp_path/'home', {})
+    before = contents(home)
+    assert main(['train', 'encoder', '--preset', 'tiny', '--encoders', 'restyle', '--out', str(home)]) == 0
+    assert before.items() <= contents(home).items() and (home/'restyle.safetensors').exists()
+
+def test_a_generator_that_the_recipe_cannot_go_on_with(bundle, tmp_path, capsys):
+    home = moved(bundle, tmp_path/'home', dict(generator=None, w=None, wplus=None, cycle=None, directions=None))
+    for name, G in dict(z=Generator(channel_base=256, channel_max=8), large=Generator(128, 32, channel_base=256, channel_max=8)).items():
+        save_model(G, tmp_path/f'{name}.safetensors', make_card('generator'))
+        one_line(['train', 'generator', '--preset', 'tiny', '--out', home, '--from', tmp_path/f'{name}.safetensors'], capsys, 'from 32', '--images')
+    assert not (home/'work').exists()
+
+@pytest.mark.parametrize('text', ['', 'null', '[]', '{}', '[1,2]', '[{"a":1}, {"a":2}]', '[{"mse":1}]', 'nan', '['*9000])
+def test_a_part_is_whole_or_named(tmp_path, text):
+    file = part_path(tmp_path/'w', 'x', {}, slice(0, 2))
+    file.write_text(text)
+    refused(lambda: read_part(file, 2), file.name, 'damaged; delete it')
+    for read in (read_sheet, lambda f: cached_tensor(lambda: 1/0, f)): refused(lambda: read(file), file.name, 'damaged; delete it')
+
+def test_damaged_parts_of_a_measurement(bundle, tmp_path, capsys):
+    "Deleted, as the line says, they are measured again, and the record is the same."
+    def measure(name):
+        assert main([*args, str(tmp_path/f'{name}.json')]) == 0
+        return (tmp_path/f'{name}_faces.csv.gz').read_bytes()
+    args = f'benchmark quality --methods w --images 2 --workers 1 --bundle {bundle} --work {tmp_path/"w"} --out'.split()
+    first = measure('r')
+    assert '| method |\n' not in (tmp_path/'r.md').read_text()       # one method differs from nothing
+    for end in ('json', 'png', 'safetensors'):
+        (file,) = (tmp_path/'w').rglob(f'*.{end}')
+        if end == 'safetensors':        # asked for when the figures are gone
+            for part in (tmp_path/'w').rglob('*.json'): part.unlink()
+        file.write_text('spoilt')
+        one_line([*args, tmp_path/'s.json'], capsys, file.name, 'damaged; delete it')
+        file.unlink()
+        assert measure(end) == first
+
+def test_a_place_for_parts_is_a_folder(bundle, tmp_path, capsys):
+    (tmp_path/'w').write_text('x')
+    one_line(['benchmark', 'quality', '--methods', 'w', '--images', '2', '--bundle', bundle, '--work', tmp_path/'w', '--out', tmp_path/'r.json'], capsys, 'w: is a file', '--work')
+
+def test_a_picture_without_a_number_in_it(nets, tmp_path):
+    Image.fromarray(np.full((64, 64), np.nan, 'float32')).save(tmp_path/'nan.tif')
+    refused(lambda: invert(tmp_path/'nan.tif', nets, **ENCODED), 'nan.tif', 'finite')
+
+def test_nobodys_home_and_links_to_nothing(nets, faces, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: found.save('~nobody_of_this_name/x'), 'no user', 'nobody_of_this_name')
+    (tmp_path/'link').symlink_to(tmp_path/'nothing')
+    refused(lambda: found.save(tmp_path/'link'), 'link', 'leads to nothing')
+    (tmp_path/'loop').symlink_to(tmp_path/'loop')
+    refused(lambda: found.save(tmp_path/'loop'), 'loop')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['link', 'loop']
+    (tmp_path/'~backup').mkdir()
+    assert len(found.save('~backup/x')) == len(found)
+
+@pytest.mark.parametrize('names', ['cycle,', 'w,,cycle', ',', '', 'cycle,cycle', 'cycle, cycle'])
+def test_names_and_commas(bundle, tmp_path, capsys, names):
+    one_line(['benchmark', 'quality', '--images', '2', '--methods', names, '--bundle', bundle, '--out', tmp_path/'r.json'], capsys, '--methods', 'comma')
+    one_line(['train', 'encoder', '--encoders', names, '--out', tmp_path/'o'], capsys, '--encoders', 'comma')
+    assert not list(tmp_path.iterdir())

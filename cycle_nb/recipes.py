@@ -111,7 +111,7 @@ def make_generator(
     G, look = start and load_generator(start, b.device), b.perceptual
     if G and (G.z_dim != 32 or G.resolution > r['stages'][-1][0] or G.config['img_channels'] != 3):
         raise InputError(f'{start}: reads {G.z_dim} numbers and draws {G.resolution} px; SDFaces '
-                         f'are taught from 32, up to {r["stages"][-1][0]} px: give --images DIR, too')
+                         f'are taught from 32, up to {r["stages"][-1][0]} px: add --images DIR')
     seed_all(seed)
     _begin(out, 'generator')
     res = r['stages'][-1][0]

@@ -104,6 +104,7 @@ def page(tmp_path):
     with playwright.sync_playwright() as pw:
         browser = pw.chromium.launch(executable_path=find_browser(), args=FLAGS)
         page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.set_default_timeout(180_000)      # what is not found yet is computed first, as long as that takes
         page.problems = []
         page.on('console', lambda m: page.problems.append(m.text) if m.type == 'error' and not NOISE.search(m.text) else None)
         page.on('pageerror', lambda e: page.problems.append(str(e)) if not LABELS.search(str(e)) else None)

@@ -77,7 +77,7 @@ print(time.time() - start, used.ru_utime + used.ru_stime)
 
 
 def run_alone(python, path, home, **more):
-    "A notebook, by another Python, in an empty folder. What went wrong, or ''; seconds, and those of a processor."
+    "A notebook, by another Python, in an empty folder. What went wrong, or ''; seconds, and CPU seconds."
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, folder)
         env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'JUPYTER_PATH', 'IPYTHONDIR')}
@@ -91,7 +91,7 @@ def as_a_user(folder, python, packages):
     "An environment with the wheel of this repository and nothing behind it. Gives its Python."
     shutil.rmtree(ROOT/'build', ignore_errors=True)
     subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', folder/'dist', ROOT], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([python, '-m', 'venv', folder/'env'], check=True)
+    subprocess.run([python, '-m', 'venv', '--clear', folder/'env'], check=True)
     wheel, python = next((folder/'dist').glob('*.whl')), folder/'env'/'bin'/'python'
     subprocess.run([python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', f'{wheel}[lab]', *packages], check=True)
     return python
@@ -102,10 +102,10 @@ def try_wheel(python, only, home):
     lessons, bad = [0., 0.], []
     for path in [ROOT/'nbs'/f'{n}.ipynb' for n in only] or sorted((ROOT/'nbs').glob('[!._]*.ipynb')):
         wrong, *seconds = run_alone(python, path, home)
-        print(f'{path.stem:22} {seconds[0]:6.1f} s, {seconds[1]:6.1f} s of a processor', wrong and f'failed\n{wrong}', flush=True)
+        print(f'{path.stem:22} {seconds[0]:6.1f} s, {seconds[1]:6.1f} s of CPU', wrong and f'failed\n{wrong}', flush=True)
         if wrong: bad.append(path.stem)
         if '*Lesson*' in path.read_text(encoding='utf-8'): lessons = [a + b for a, b in zip(lessons, seconds)]
-    print(f'lessons: {lessons[0]/60:.1f} min, {lessons[1]/60:.1f} min of a processor; failed: {", ".join(bad) or "none"}')
+    print(f'lessons: {lessons[0]/60:.1f} min, {lessons[1]/60:.1f} min of CPU; failed: {", ".join(bad) or "none"}')
     return not bad
 
 

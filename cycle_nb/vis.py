@@ -331,20 +331,20 @@ def captioned_html(
             f'<img alt="{c}" style="{look}" src="{src}">{c}</div>')
 
 def numbers_html(
-    rows:dict, # name of a row -> name of a number -> value
-    labels:dict=None, # name of a number -> text above it
+    columns:dict, # heading -> name of a number -> value
+    labels:dict=None, # name of a number -> text before it
 )->str: # HTML
-    "Measured numbers as a small table; each carries its name and its row as data."
-    names = list(dict.fromkeys(k for r in rows.values() for k in r))
-    head = ''.join(f'<th style="font-weight:400;opacity:.65;padding:0 12px 0 0;text-align:left">'
-                   f'{html.escape((labels or {}).get(k, k))}</th>' for k in ['', *names])
-    cell = lambda r, k, v: (f'<td data-number="{k}" data-row="{html.escape(r)}" '
-                            f'style="padding:0 12px 0 0"><b>{v:.4f}</b></td>')
-    body = ''.join(f'<tr><td style="padding-right:12px">{html.escape(r)}</td>'
-                   + ''.join(cell(r, k, m[k]) if k in m else '<td></td>' for k in names)
-                   + '</tr>' for r, m in rows.items())
-    return (f'<div style="overflow-x:auto"><table style="{_LOOK}border-collapse:collapse">'
-            f'<tr>{head}</tr>{body}</table></div>')
+    "Numbers as a table that fits a telephone, a line each; each carries name and column as data."
+    names, pad = list(dict.fromkeys(k for c in columns.values() for k in c)), 'padding:0 12px 0 0'
+    head = lambda text: (f'<th style="font-weight:400;opacity:.65;{pad};text-align:left">'
+                         f'{html.escape(text)}</th>')
+    cell = lambda c, k, v: (f'<td data-number="{k}" data-column="{html.escape(c)}" '
+                            f'style="{pad}"><b>{v:.4f}</b></td>')
+    line = lambda k: ''.join(cell(c, k, m[k]) if k in m else '<td></td>'
+                             for c, m in columns.items())
+    body = ''.join(f'<tr>{head((labels or {}).get(k, k))}{line(k)}</tr>' for k in names)
+    return (f'<table style="{_LOOK}border-collapse:collapse;align-self:flex-start">'
+            f'<tr>{"".join(map(head, ["", *columns]))}</tr>{body}</table>')
 
 # %% ../nbs/04_vis.ipynb #74ac8d1a
 _COLOURS = '#3b75c4', '#d9822b', '#3a923a' # of curves

@@ -10,6 +10,9 @@ import pytest
 import cycle_nb
 from conftest import ROOT
 
+sys.path.append(str(ROOT/'tools'))
+import matrix
+
 LIB, BIN = ROOT/'cycle_nb', Path(sys.executable).parent
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 NOTEBOOKS = CHAPTERS + [ROOT/'nbs'/'index.ipynb']
@@ -688,6 +691,31 @@ def test_wheel_runs_elsewhere(wheel, tmp_path):
     sh(tmp_path, sys.executable, '-c', show)
     sh(tmp_path, sys.executable, '-c', 'from cycle_nb.cli import main; main(["--help"])')
 
+
+@pytest.mark.parametrize('name', ['08_images', '13_latents'])      # sample images, weights
+def test_notebooks_run_with_only_the_wheel(wheel, tmp_path, name):
+    "From an empty folder; `make matrix` does so with all of them, and with other versions of what they need."
+    zipfile.ZipFile(wheel).extractall(tmp_path/'site')
+    nb = nbformat.from_dict(notebook(ROOT/'nbs'/f'{name}.ipynb'))
+    source = f'from cycle_nb.models import package_dir, records_dir\nassert str(package_dir()).startswith({str(tmp_path)!r}), package_dir()\nassert (records_dir()/"quality.json").is_file()'
+    nb.cells.append(nbformat.v4.new_code_cell(source))
+    nbformat.write(nb, tmp_path/f'{name}.ipynb')
+    wrong, _, seconds = matrix.run_alone(sys.executable, tmp_path/f'{name}.ipynb', tmp_path, PYTHONPATH=str(tmp_path/'site'))
+    assert not wrong and seconds > 0, wrong
+
+
+def test_notebook_that_fails_is_said(tmp_path):
+    "The program of `make matrix` itself: an error, and a kernel that dies."
+    for source in ('1/0', 'import os; os._exit(3)'):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path/'x.ipynb')
+        wrong, *_ = matrix.run_alone(sys.executable, tmp_path/'x.ipynb', tmp_path)
+        assert ('ZeroDivisionError' in wrong) if '/' in source else ('died' in wrong), wrong
+
+
+def test_every_cell_can_be_run():
+    "Who runs a notebook as a whole runs cells that tests leave out, too; what takes hours stands behind a flag."
+    left_out = [p.stem for p in NOTEBOOKS for c in notebook(p).cells if re.search(r'^#\|\s*(eval:\s*false|slow|gpu)\s*$', c.source, re.M)]
+    assert NOTEBOOKS and not left_out
 
 # --- setting up ----------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"The explorer as a reader meets it: a real JupyterLab, a real browser, a slider that is moved."
+"The explorer as a reader meets it: a real JupyterLab or Voilà, a real browser, controls that are moved."
 import contextlib, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.request
 from importlib.metadata import version
 from pathlib import Path
@@ -46,32 +46,56 @@ def notebook(bundle, tmp_path):
     nbformat.write(nb, tmp_path/'explore.ipynb')
     return tmp_path/'explore.ipynb'
 
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+@contextlib.contextmanager
+def served(cmd, address, env, log):
+    "A server that answers at an address and ends with the test."
+    with log.open('w') as out: p = subprocess.Popen(cmd, env=env, stdout=out, stderr=out)
+    try:
+        end = time.time() + 300
+        while True:
+            assert p.poll() is None and time.time() < end, log.read_text()[-2000:]
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(address, timeout=2); break
+            time.sleep(.3)
+        yield
+    finally:
+        p.terminate()
+        try: p.wait(15)
+        except subprocess.TimeoutExpired: p.kill()
+
 @pytest.fixture
 def lab(notebook, tmp_path):
     "A JupyterLab on loopback with a token; its address."
     jupyter = Path(sys.executable).with_name('jupyter-lab')
     need(jupyter.exists(), 'JupyterLab is not installed here')
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    token, home = secrets.token_hex(12), tmp_path/'home'
+    token, home, port = secrets.token_hex(12), tmp_path/'home', free_port()
     settings = home/'settings'/'@jupyterlab'
     for name, text in {'notebook-extension/tracker': '{"windowingMode": "none"}', 'apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}'}.items():
         (settings/name).parent.mkdir(parents=True, exist_ok=True)
         (settings/f'{name}.jupyterlab-settings').write_text(text)
     env = dict(ENV, JUPYTERLAB_SETTINGS_DIR=str(home/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(home/'spaces'), JUPYTER_CONFIG_DIR=str(home/'config'),
                JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
-    log = (tmp_path/'lab.log').open('w')
-    p = subprocess.Popen([jupyter, '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
-        f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={notebook.parent}', '--LabApp.expose_app_in_browser=True'], env=env, stdout=log, stderr=log)
-    base, end = f'http://127.0.0.1:{port}', time.time() + 300
-    while True:
-        assert p.poll() is None and time.time() < end, (tmp_path/'lab.log').read_text()[-2000:]
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f'{base}/api/status?token={token}', timeout=2); break
-        time.sleep(.3)
-    yield f'{base}/lab/tree/{notebook.name}?token={token}'
-    p.terminate()
-    try: p.wait(15)
-    except subprocess.TimeoutExpired: p.kill()
+    cmd, base = [jupyter, '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
+        f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={notebook.parent}', '--LabApp.expose_app_in_browser=True'], f'http://127.0.0.1:{port}'
+    with served(cmd, f'{base}/api/status?token={token}', env, tmp_path/'lab.log'): yield f'{base}/lab/tree/{notebook.name}?token={token}'
+
+@pytest.fixture
+def voila(notebook, tmp_path):
+    "The chapter as a page that Voilà makes, from a folder with nothing else; its address. CYCLE_NB_VOILA names the program of another environment, whose package is shown then."
+    other = os.environ.get('CYCLE_NB_VOILA')
+    program = Path(other or Path(sys.executable).with_name('voila'))
+    need(program.exists(), 'Voilà is not installed here (set CYCLE_NB_VOILA to its path)', 'CYCLE_NB_DEMAND_VOILA')
+    folder, home, port = tmp_path/'pages', tmp_path/'home', free_port()
+    folder.mkdir()
+    shutil.move(notebook, folder)
+    env = {k: v for k, v in ENV.items() if not (other and k in ('PYTHONPATH', 'JUPYTER_PATH', 'JUPYTERLAB_DIR'))}
+    env |= dict(JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_RUNTIME_DIR=str(home/'run'), IPYTHONDIR=str(home/'ipython'))
+    base = f'http://127.0.0.1:{port}'
+    with served([program, folder, '--no-browser', '--Voila.ip=127.0.0.1', f'--port={port}'], base, env, tmp_path/'voila.log'):
+        yield f'{base}/voila/render/{notebook.name}'
 
 @pytest.fixture
 def page(tmp_path):
@@ -80,6 +104,7 @@ def page(tmp_path):
     with playwright.sync_playwright() as pw:
         browser = pw.chromium.launch(executable_path=find_browser(), args=FLAGS)
         page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.set_default_timeout(180_000)      # what is not found yet is computed first, as long as that takes
         page.problems = []
         page.on('console', lambda m: page.problems.append(m.text) if m.type == 'error' and not NOISE.search(m.text) else None)
         page.on('pageerror', lambda e: page.problems.append(str(e)) if not LABELS.search(str(e)) else None)
@@ -108,14 +133,8 @@ def press(page, control, key, times):
     page.locator(f'.cycle-explorer-{control} :is(.noUi-handle, .ui-slider-handle)').first.focus()
     for _ in range(times): page.keyboard.press(key)
 
-@pytest.mark.timeout(1200)
-def test_the_explorer_explores(lab, page, tmp_path):
-    page.goto(lab)
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=300_000)
-    page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.context', timeout=300_000)
-    page.evaluate(RUN_ALL)
-    page.wait_for_selector(f'{PANEL} img', timeout=600_000)
-    page.wait_for_function('() => window.ranAll', timeout=600_000)
+def move_everything(page, picture):
+    "Every control, by mouse and keyboard: what it has to change changes, and nothing else."
     page.locator(PANEL).scroll_into_view_if_needed()
     first = shown(page, 't=4')
     assert {'target', 'reconstruction', 'edit', 'true edit', 'difference', 'tuned: reconstruction', 'tuned: edit'} <= set(first['imgs'])
@@ -139,7 +158,10 @@ def test_the_explorer_explores(lab, page, tmp_path):
     press(page, 'layers', 'ArrowRight', 5)
     mixed = shown(page, 't=4', 'layers=5-10')
     assert mixed['imgs']['reconstruction'] not in (first['imgs']['reconstruction'], both['imgs']['reconstruction'])
-    page.screenshot(path=os.environ.get('CYCLE_NB_SCREENSHOT', str(tmp_path/'explorer.png')))
+    page.screenshot(path=picture)
+    page.locator('.cycle-explorer-edit select').select_option('smile')
+    smiling = shown(page, 'edit=smile')
+    assert smiling['imgs']['edit'] != mixed['imgs']['edit'] and smiling['imgs']['reconstruction'] == mixed['imgs']['reconstruction']
     page.locator('.cycle-explorer-i select').select_option(index=1)
     assert shown(page, 'i=1')['imgs']['target'] != untuned['imgs']['target']
     with page.expect_file_chooser() as chosen: page.locator('.cycle-explorer-upload').first.click()
@@ -154,6 +176,31 @@ def test_the_explorer_explores(lab, page, tmp_path):
     assert page.locator('.cycle-player figcaption:visible').inner_text() == 'k = 2'
     assert not page.locator('text=Traceback').count() and not page.locator('.cycle-explorer-error').count()
     assert not page.problems, page.problems
+
+@pytest.mark.timeout(1200)
+def test_the_explorer_explores(lab, page, tmp_path):
+    page.goto(lab)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=300_000)
+    page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.context', timeout=300_000)
+    page.evaluate(RUN_ALL)
+    page.wait_for_selector(f'{PANEL} img', timeout=600_000)
+    page.wait_for_function('() => window.ranAll', timeout=600_000)
+    move_everything(page, os.environ.get('CYCLE_NB_SCREENSHOT', tmp_path/'explorer.png'))
+
+@pytest.mark.timeout(1200)
+def test_the_explorer_explores_without_its_code(voila, page, tmp_path):
+    "As a page of Voilà's, which appears when every cell has run; then on a telephone."
+    page.goto(voila, timeout=900_000, wait_until='commit')
+    page.wait_for_selector(f'{PANEL} img', timeout=900_000)
+    assert not page.locator('text=load_bundle(').count()
+    move_everything(page, os.environ.get('CYCLE_NB_SCREENSHOT', tmp_path/'voila.png'))
+    page.set_viewport_size(dict(width=390, height=844))
+    page.locator('.cycle-explorer-i select').select_option(index=0)
+    first = shown(page, 'i=0', 't=4')           # with all numbers
+    wide = page.evaluate('s => Math.max(...[...document.querySelectorAll(`${s} *, [class*=cycle-explorer]`)].map(e => e.getBoundingClientRect().right))', PANEL)
+    assert {'mse', 'edit_error', 'no_edit_error'} <= set(first['numbers']) and wide <= 390, f'something ends at {wide} pixels'
+    press(page, 'strength', 'ArrowRight', 1)
+    assert shown(page, 'strength=-1.15')['imgs']['edit'] != first['imgs']['edit']
 
 
 # --- without a browser -----------------------------------------------------------------------

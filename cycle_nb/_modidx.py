@@ -916,6 +916,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.results._is_finite': ('results.html#_is_finite', 'cycle_nb/results.py'),
                                   'cycle_nb.results._is_row': ('results.html#_is_row', 'cycle_nb/results.py'),
                                   'cycle_nb.results._key': ('results.html#_key', 'cycle_nb/results.py'),
+                                  'cycle_nb.results._mark': ('results.html#_mark', 'cycle_nb/results.py'),
                                   'cycle_nb.results._unwritable': ('results.html#_unwritable', 'cycle_nb/results.py'),
                                   'cycle_nb.results._write_result': ('results.html#_write_result', 'cycle_nb/results.py'),
                                   'cycle_nb.results.atomic_folders': ('results.html#atomic_folders', 'cycle_nb/results.py'),

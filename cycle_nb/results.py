@@ -49,15 +49,19 @@ def _key(name):
     "Equal for names that some file system takes for the same."
     return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', name).casefold())
 
+def _mark(name):
+    "What is remembered of a name: 60 bits, for Python takes half as much again for 64."
+    return hash(_key(name)) >> 4
+
 def each_unique_name(
     names, # labels
     taken=(), # names that are already given away
 ): # yields one folder name each; safe names that differ are left as they are
     "Tell labels apart that would meet: face, face-2, …"
-    used, count = {hash(_key(t)) for t in taken}, {}       # hashes: a million names are many
+    used, count = set(map(_mark, taken)), {}
     for label in map(str, names):
         name = first = safe_filename(label)
-        while (mark := hash(_key(name))) in used:
+        while (mark := _mark(name)) in used:
             k = count[_key(first)] = count.get(_key(first), 1) + 1
             name = f'{safe_filename(label, len(str(k)) + 1)}-{k}'
         used.add(mark)

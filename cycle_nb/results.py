@@ -25,7 +25,8 @@ def file_label(
     path, # of an image
 )->str:
     "A file's name without the suffix of an image format; every other dot stays."
-    name = os.fsencode(Path(path).name).decode('utf-8', 'replace')
+    name = os.path.basename(os.path.normpath(path)) # a `Path` would intern it: a million are many
+    name = os.fsencode(name).decode('utf-8', 'replace')
     stem, dot, suffix = name.rpartition('.')
     return stem if stem.strip('. ') and dot + suffix.lower() in SUFFIXES else name
 

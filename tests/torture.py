@@ -434,7 +434,9 @@ def bundles(world, rng, n, only=None):
     img = render(sample_factors(1, torch.Generator().manual_seed(3)), 64)
     def use(d):
         if not (d/'perceptual.safetensors').is_file(): raise InputError(f'{d}: LPIPS would be fetched in its place; a test has no network')
-        return finite(invert(img, d, refine=0, tune=0))
+        b = load_bundle(d)
+        if b.directions and 'smile' not in b.directions: raise InputError(f'{d}: the other edits are there; the line names them, not the folder')
+        return finite(invert(img, b, refine=0, tune=0))
     return dict(bundles=tell('bundles', 'used', damaged(world.bundle, world.new(), rng, n, use)))
 
 

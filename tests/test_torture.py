@@ -48,7 +48,7 @@ def test_every_kind_of_write_comes_before_a_second_of_its_kind():
 
 def test_a_record_keeps_what_other_runs_gave(tmp_path):
     from torture import keep
-    runs = [('names', dict(command='a', found=1)), ('kill', dict(command='b', found=2)), ('kill', dict(command='b', found=3)), ('kill', dict(command='c', found=4))]
+    runs = [('names', dict(seed=0, found=1)), ('kill', dict(seed=0, job='nets', found=2)), ('kill', dict(seed=0, job='nets', found=3)), ('kill', dict(seed=1, job='nets', found=4))]
     for name, run in runs: keep(tmp_path/'r.json', name, run)
     record = read_json(tmp_path/'r.json')
     assert list(record) == ['kill', 'names'] and [r['found'] for r in record['kill']] == [3, 4]

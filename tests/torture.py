@@ -542,9 +542,9 @@ BARS = dict(kill=(kill, 50, 1), faults=(faults, 10**9, 2), results=(results, 100
 
 
 def keep(file, name, run):
-    "Put a run of one bar into the record, beside the others of the bar and the other bars."
+    "Put a run of one bar into the record: in the place of the one with its seed and job, beside all others."
     record = json.loads(file.read_text()) if file.exists() else {}
-    others = [r for r in record.get(name, []) if r['command'] != run['command']]
+    others = [r for r in record.get(name, []) if any(r.get(k) != run.get(k) for k in ('seed', 'job'))]
     record[name] = others + [run]
     write_json({k: record[k] for k in BARS if k in record}, file)
 
@@ -573,7 +573,7 @@ def main():
             found = f(world, rng, n, **(dict(only=a.job) if a.job else {}))
             bad += sum(len(r['wrong']) for r in found.values())
             print(f'{name}: {time.time() - start:.0f} s', flush=True)
-            if a.out: keep(a.out, name, card | dict(asked=full, at_most=n, seconds=round(time.time() - start), found=found))
+            if a.out: keep(a.out, name, card | dict(job=a.job, asked=full, at_most=n, seconds=round(time.time() - start), found=found))
     return bool(bad)
 
 

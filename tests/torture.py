@@ -1,7 +1,8 @@
 """Kill it, spoil its writes, feed it rubbish, give it too much: what must hold, measured.
 
-    python tests/torture.py                          every bar at full size (an hour on one core)
+    python tests/torture.py                          every bar at full size (most of it writes that fail: hours on one core)
     python tests/torture.py --only kill names --share .1 --seed 3 --out record.json
+    python tests/torture.py --only kill --job encoder --minutes 5     as many as five minutes allow
 
 Commands run in forked processes: real kills, real writes, without the seconds of an import each time.
 Writes fail through `write_faults.c`, compiled and preloaded here; it needs a C compiler (Linux).

@@ -7,7 +7,7 @@ help:
 	@echo "make demo    invert, tune and edit the sample images; results in out/demo"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make test    repository contracts, tests, every notebook once (JOBS=2 processes)"
-	@echo "make torture kills, writes that fail, damaged files, a million names (an hour)"
+	@echo "make torture kills, writes that fail, damaged files, a million names (hours; ARGS=--sample: a minute)"
 	@echo "make matrix  tests of bars and widgets with the oldest and newest fastprogress and ipywidgets;"
 	@echo "             ARGS='--wheel python3.13 voila' runs every notebook as a user has it, with only the wheel"
 	@echo "make lint    unused names and the like (ruff)"

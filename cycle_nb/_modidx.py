@@ -927,6 +927,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.results._end_work': ('results.html#_end_work', 'cycle_nb/results.py'),
                                   'cycle_nb.results._hash': ('results.html#_hash', 'cycle_nb/results.py'),
                                   'cycle_nb.results._is_finite': ('results.html#_is_finite', 'cycle_nb/results.py'),
+                                  'cycle_nb.results._is_new': ('results.html#_is_new', 'cycle_nb/results.py'),
                                   'cycle_nb.results._is_row': ('results.html#_is_row', 'cycle_nb/results.py'),
                                   'cycle_nb.results._key': ('results.html#_key', 'cycle_nb/results.py'),
                                   'cycle_nb.results._unwritable': ('results.html#_unwritable', 'cycle_nb/results.py'),

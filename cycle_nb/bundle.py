@@ -114,8 +114,9 @@ class _BundleFiles:
         if 'cycle' in names: return 'cycle'
         if len(names) == 1: return names[0]
         which = f'none of its encoders ({", ".join(names)}) is called cycle; name one'
-        raise InputError(f'{self.name}: {which if names else "has no encoder; train one or"}, with '
-                         f'encoder= or --encoder{"" if names else " opt-w"}')
+        which = which if names else 'has no encoder; train one or'
+        raise InputError(f'{self.folder or self.name}: {which}, with encoder= or '
+                         f'--encoder{"" if names else " opt-w"}')
 
 # %% ../nbs/37_bundle.ipynb #b57b0ae8
 class _BundleNetworks(_BundleFiles):
@@ -159,7 +160,7 @@ class _BundleNetworks(_BundleFiles):
         if name in self._encoders: return self._encoders[name]
         if name not in self.encoders:
             has = ', '.join(self.encoders) or 'no encoder at all'
-            raise InputError(f'unknown encoder {name!r}; {self.name} has {has}')
+            raise InputError(f'unknown encoder {name!r}; {self.folder or self.name} has {has}')
         with torch.inference_mode(False): E = self._ready(load_encoder(self.file(name)))
         check_fit(self.generator, E, name=f'{self.folder}: {name}')
         return self._encoders.setdefault(name, E)
@@ -168,7 +169,7 @@ class _BundleNetworks(_BundleFiles):
 def _unknown_edit(
     name:str, # asked for
     known, # names of those there are
-    where:str, # the bundle's name
+    where, # the bundle's folder, or its name
 )->InputError: # to be raised
     "One line: what was asked for, what was perhaps meant, what there is."
     near = difflib.get_close_matches(str(name), list(known), 1)
@@ -272,7 +273,8 @@ class Bundle(_BundleHashes):
         name:str, # smile, age, …
     )->Tensor: # (D,) or (L,D); a step of 1 moves the factor by one standard deviation
         "The edit of that name; `InputError` names those there are."
-        if name not in self.directions: raise _unknown_edit(name, self.directions, self.name)
+        if name not in self.directions:
+            raise _unknown_edit(name, self.directions, self.folder or self.name)
         return self.directions[name]
 
     def check_edits(self,

@@ -9,6 +9,7 @@ __all__ = ['RESERVED', 'LONGEST', 'file_label', 'safe_filename', 'each_unique_na
 
 # %% ../nbs/39_results.ipynb #bc4043e9
 import hashlib, json, math, os, platform, re, shutil, tempfile, time, torch, unicodedata, warnings
+from array import array
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from safetensors.torch import load, save
@@ -25,7 +26,8 @@ def file_label(
     path, # of an image
 )->str:
     "A file's name without the suffix of an image format; every other dot stays."
-    name = os.fsencode(Path(path).name).decode('utf-8', 'replace')
+    name = os.path.basename(os.path.normpath(path)) # a `Path` would intern it: a million are many
+    name = os.fsencode(name).decode('utf-8', 'replace')
     stem, dot, suffix = name.rpartition('.')
     return stem if stem.strip('. ') and dot + suffix.lower() in SUFFIXES else name
 
@@ -49,18 +51,26 @@ def _key(name):
     "Equal for names that some file system takes for the same."
     return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', name).casefold())
 
+def _is_new(name, used):
+    "Is it the first of that name? Noted by its hash, in eight bytes: a million names are many."
+    mark = hash(_key(name))
+    seen = used[mark % len(used)]
+    if mark in seen: return False
+    seen.append(mark)
+    return True
+
 def each_unique_name(
     names, # labels
     taken=(), # names that are already given away
 ): # yields one folder name each; safe names that differ are left as they are
     "Tell labels apart that would meet: face, face-2, …"
-    used, count = {hash(_key(t)) for t in taken}, {}       # hashes: a million names are many
+    used, count = [array('q') for _ in range(4096)], {}
+    for t in taken: _is_new(t, used)
     for label in map(str, names):
         name = first = safe_filename(label)
-        while (mark := hash(_key(name))) in used:
+        while not _is_new(name, used):
             k = count[_key(first)] = count.get(_key(first), 1) + 1
             name = f'{safe_filename(label, len(str(k)) + 1)}-{k}'
-        used.add(mark)
         yield name
 
 def check_names(

@@ -1,5 +1,5 @@
 "Bad input: one clear line that names the thing and the cure, exit code 2, the other images done, nothing half-written."
-import os, struct, subprocess, zlib
+import os, shutil, struct, subprocess, zlib
 from pathlib import Path
 import pytest
 from cycle_nb.bundle import load_bundle
@@ -139,6 +139,16 @@ def test_the_library_says_the_same(bundle, faces, tmp_path):
     with pytest.raises(InputError, match='no inversion here'): Inversion.load(tmp_path)
     with pytest.raises(InputError, match='no such file'): invert(tmp_path/'missing.png', bundle)
     with pytest.raises(InputError, match="unknown encoder 'x'"): invert(faces[:1], bundle, encoder='x')
+
+
+def test_what_a_bundle_lacks_is_said_with_its_whole_place(bundle, tmp_path):
+    shutil.copytree(bundle, d := tmp_path/'mine')
+    (d/'directions.safetensors').unlink(), (d/'directions.safetensors').symlink_to(tmp_path/'nowhere')
+    (d/'cycle.safetensors').unlink()
+    b = load_bundle(d)
+    for lacks in (lambda: b.direction('smile'), lambda: b.encoder(), lambda: b.encoder('x')):
+        with pytest.raises(InputError) as e: lacks()
+        assert str(d) in str(e.value)
 
 
 @pytest.mark.parametrize('name, text', [('record.json', '{"kind": "benchmark quality", "images": 3}'), ('metrics.jsonl', '{"mine": 1}\n')])

@@ -17,13 +17,19 @@ from cycle_nb.images import image_paths, load_images
 from cycle_nb.models import load_model, load_tensors, save_model
 from cycle_nb.folder_inversion import invert_files
 from cycle_nb.inversion import Inversion, invert
-from cycle_nb.results import LONGEST, RESERVED, atomic_folders, clear_remains, file_label, load_result, safe_filename, save_results, unique_names
+from cycle_nb.results import LONGEST, RESERVED, atomic_folders, clear_remains, each_unique_name, file_label, load_result, safe_filename, save_results, unique_names
 from tiny import ENV, bundle, command, faces
 
 ODD = st.sampled_from(['face', 'Face', 'FACE', 'photo.v0', 'photo.v1', 'con', 'CON.txt', 'record.json', 'sheet', '.hidden', '..', 'a/b', 'x'*300, 'é', 'é', 'ﬁn', 'fin', 'ß', 'ss',
                        'İ', 'a b ', 'tab\t', 'new\nline', '\u202egnp', '名前', '🙂', 'face-2', 'face-3', ' lead', 'trail.', 'nul.png', ''])
 NAMES = st.one_of(ODD, st.text(max_size=40), st.builds('{}.{}'.format, st.text(max_size=8), ODD))
 key = lambda n: unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', n).casefold())
+
+def test_what_is_remembered_of_a_million_names_is_small():
+    names = each_unique_name(f'IMG_{i:07d}' for i in range(3000))
+    for _ in range(2999): next(names)
+    used = names.gi_frame.f_locals['used']
+    assert sum(map(len, used)) == 2999 and sum(map(sys.getsizeof, used)) < 150*len(used) + 16*2999         # a set takes 60 to 100 for each
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(NAMES, max_size=30))

@@ -1,7 +1,8 @@
 "A small piece of every bar of `make torture`; its tools can tell right from wrong."
-import os, shutil, subprocess, sys
+import os, random, shutil, subprocess, sys
 import pytest
 from conftest import ROOT
+from cycle_nb.files import read_json
 
 BARS = 'kill', 'faults', 'results', 'bundles', 'images', 'checkpoints', 'many', 'names'
 
@@ -34,3 +35,20 @@ def test_differences_are_seen(tmp_path):
     assert tree(tmp_path) == one
     write_json(dict(a=2), tmp_path/'x.json')
     assert differing(one, tree(tmp_path)) == ['x.json']
+
+
+def test_every_kind_of_write_comes_before_a_second_of_its_kind():
+    from torture import kind_of, spread_out
+    calls = [('write', f'/t/out/.cycle_nb-work-{i}-x/a{i}.pt', '') for i in range(9)] + [('fsync', '/t/out/a1.pt', '')]
+    assert len({kind_of(c) for c in calls}) == 2
+    taken = spread_out(range(10), 2, random.Random(0), lambda i: kind_of(calls[i]))
+    assert 9 in taken and len(taken) == 2
+    assert sorted(spread_out(range(10), 99, random.Random(0), lambda i: kind_of(calls[i]))) == list(range(10))
+
+
+def test_a_record_keeps_what_other_runs_gave(tmp_path):
+    from torture import keep
+    runs = [('names', dict(seed=0, found=1)), ('kill', dict(seed=0, job='nets', found=2)), ('kill', dict(seed=0, job='nets', found=3)), ('kill', dict(seed=1, job='nets', found=4))]
+    for name, run in runs: keep(tmp_path/'r.json', name, run)
+    record = read_json(tmp_path/'r.json')
+    assert list(record) == ['kill', 'names'] and [r['found'] for r in record['kill']] == [3, 4]

@@ -1,7 +1,8 @@
 """Kill it, spoil its writes, feed it rubbish, give it too much: what must hold, measured.
 
-    python tests/torture.py                          every bar at full size (an hour on one core)
+    python tests/torture.py                          every bar at full size (most of it writes that fail: hours on one core)
     python tests/torture.py --only kill names --share .1 --seed 3 --out record.json
+    python tests/torture.py --only kill --job encoder --minutes 5     as many as five minutes allow
 
 Commands run in forked processes: real kills, real writes, without the seconds of an import each time.
 Writes fail through `write_faults.c`, compiled and preloaded here; it needs a C compiler (Linux).
@@ -13,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ['OMP_NUM_THREADS'] = '1'                       # another number of threads rounds differently
 FAULTS = {'ENOSPC': True, 'EROFS': True, 'EIO': False}      # does the fault stay?
-PARTS = 'nets', 'generator', 'encoder', 'directions'
+PARTS = 'nets', 'generator', 'generator pictures', 'encoder', 'encoder restyle', 'directions'
 
 
 def preload():
@@ -32,15 +33,19 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
-from cycle_nb import folder_inversion, generator_quality, price, recipes, report, speed      # loaded before the fork
+from cycle_nb import directions, edit, folder_inversion, generator_quality, price, recipes, report, speed, stylespace      # loaded before the fork
 from cycle_nb.bundle import load_bundle
 from cycle_nb.core import InputError
+from cycle_nb.download import cache_dir
+from cycle_nb.export_web import RUNTIME
 from cycle_nb.cli import main as cycle_nb
-from cycle_nb.files import read_image, save_image, to_pil, to_tensor
+from cycle_nb.files import read_image, save_image, to_pil, to_tensor, write_json
 from cycle_nb.folder_inversion import invert_files
 from cycle_nb.inversion import Inversion, invert
 from cycle_nb.sdfaces import render, sample_factors
+from cycle_nb.latents import sample_w
 from cycle_nb.learner import Checkpoint
+from cycle_nb.models import make_card
 from cycle_nb.schedule import SDFACES64, rescale
 import fuzz_formats
 from tiny import BODY, write_bundle
@@ -52,13 +57,11 @@ recipes.RECIPES['torture'] = dict(                          # seconds each; netw
     directions=dict(n=16, names=['smile'], ridges=(1.,), candidates=1))
 
 
-def often(init=Checkpoint.__init__):
-    "Checkpoints at every second step, so that most kills lie between two of them."
+def hurry(init=Checkpoint.__init__):
+    "Checkpoints at every second step, so that most kills lie between two of them; directions of 16 faces, not 400."
     def new(self, path, every=250, settings=None): init(self, path, 2, settings)
     Checkpoint.__init__ = new
-
-
-often()
+    for module in (directions, edit, stylespace): module.sample_w = lambda G, n, seed=0: sample_w(G, min(n, 16), seed)
 
 
 # --- running, and comparing what came out ----------------------------------------------------
@@ -172,8 +175,22 @@ class World:
 
     def invert(self, out, *more, n=4): return ['invert', *sorted(self.faces.iterdir())[:n], '--out', out, '--bundle', self.bundle, '--batch', 2, '--refine', 1, '--tune', 2, *more]
 
-    def before(self, part):
+    def train(self, job, out, *more):
+        "The command of a training: a part, or a part and a way of training it."
+        part, _, way = job.partition(' ')
+        how = dict(restyle=['--preset', 'torture', '--encoders', 'restyle'], pictures=['--images', self.pictures(), '--resolution', 32, '--total', 128])
+        return ['train', part, '--out', out, *how.get(way, ['--preset', 'torture']), *more]
+
+    def pictures(self):
+        "A folder of as many pictures as a training on pictures takes."
+        if not (to := self.folder/'pictures').exists():
+            to.mkdir()
+            for i, img in enumerate(render(sample_factors(100, torch.Generator().manual_seed(1)), 32)): save_image(img, to/f'p{i}.png')
+        return to
+
+    def before(self, job):
         "The folder of a bundle that has all that a training needs."
+        part = job.split(' ')[0]
         to = self.folder/'before'/part
         if not to.exists():
             copy(self.bundle, to)
@@ -183,7 +200,15 @@ class World:
         return to
 
 
-def train(part, out, *more): return ['train', part, '--preset', 'torture', '--out', out, *more]
+MINUTES = math.inf
+
+
+def within(each):
+    "All of them, or as many as there are minutes for (`--minutes`)."
+    end = time.time() + 60*MINUTES
+    for x in each:
+        if time.time() > end: return
+        yield x
 
 
 def tell(bar, job, found):
@@ -204,7 +229,7 @@ def kill(world, rng, n, only=None):
 
 
 def kill_job(world, rng, n, job):
-    args = (lambda out, *m: world.invert(out, '--edit', 'smile=2', *m)) if job == 'invert' else (lambda out, *m: train(job, out, *m))
+    args = (lambda out, *m: world.invert(out, '--edit', 'smile=2', *m)) if job == 'invert' else (lambda out, *m: world.train(job, out, *m))
     start = None if job == 'invert' else world.before(job)
     new = lambda: copy(start or Path('/nowhere'), world.new()/'out')
     whole = new()
@@ -212,7 +237,8 @@ def kill_job(world, rng, n, job):
     want, wrong, killed, calls = tree(whole), [], 0, len(run.calls)
     if run.code: wrong.append(f'undisturbed: {run.text[-300:]}')
     wrong += [f'not synced: {w}' for w in unsynced(run.calls)]
-    for i in range(n):
+    i = -1
+    for i in within(range(n)):
         out, more = new(), []
         while not more or rng.random() < .4:                        # some are killed again while they go on
             how = dict(below=out, at=rng.randint(1, calls), error=-1) if i % 2 == 0 else dict(kill_after=rng.uniform(0, run.seconds))
@@ -223,7 +249,7 @@ def kill_job(world, rng, n, job):
         what = differing(want, tree(out))
         if end.code or what or leftovers(out): wrong.append(f'{i} {how}: code {end.code}, differ {what[:4]}, left {leftovers(out)[:3]}, {end.text[-300:]}')
         shutil.rmtree(out.parent)
-    return dict(runs=n, kills=killed, writes=calls, wrong=wrong)
+    return dict(runs=i + 1, kills=killed, writes=calls, wrong=wrong)
 
 
 # --- writes that fail -------------------------------------------------------------------------
@@ -238,12 +264,15 @@ def fault_jobs(world):
     demo = lambda d: ['demo', sorted(world.faces.iterdir())[0], '--out', d/'out', '--bundle', b, '--refine', 0, '--tune', 0, '--overwrite']
     jobs['demo'] = lambda out: Run(demo(out.parent), world.log), demo, None
     for p in PARTS:
-        jobs[f'train {p}'] = (lambda out, p=p: copy(world.before(p), out)), (lambda d, p=p: train(p, d/'out')), (lambda d, p=p: train(p, d/'out', '--resume'))
+        jobs[f'train {p}'] = (lambda out, p=p: copy(world.before(p), out)), (lambda d, p=p: world.train(p, d/'out')), (lambda d, p=p: world.train(p, d/'out', '--resume'))
     for kind in ('safetensors', 'pt'):
         conv = lambda d, k=kind: ['convert', world.folder/'wide.safetensors', d/'out'/f'g.{k}', '--overwrite']
         jobs[f'convert .{kind}'] = (lambda out, c=conv: Run(c(out.parent), world.log)), conv, None
     quality = lambda d: ['benchmark', 'quality', '--images', 2, '--methods', 'w,cycle', '--workers', 1, '--bundle', b, '--work', d/'out'/'work', '--out', d/'out'/'q.json', '--overwrite']
     gen = lambda d: ['benchmark', 'generator', '--images', 50, '--bundle', b, '--out', d/'out'/'g.json', '--overwrite']
+    if (cache_dir()/RUNTIME).is_file():                                # `cycle-nb export-web --fetch` puts it there
+        web = lambda d: ['export-web', sorted(world.faces.iterdir())[0], '--out', d/'out', '--bundle', b, '--refine', 0, '--tune', 0, '--overwrite']
+        jobs['export-web'] = lambda out: Run(web(out.parent), world.log), web, None
     jobs['benchmark quality'] = lambda out: (out/'q.json').write_text('{"earlier": 1}\n'), quality, None
     jobs['benchmark generator'] = lambda out: (out/'g.json').write_text('{"earlier": 1}\n'), gen, None
     return jobs
@@ -258,6 +287,20 @@ def faults(world, rng, n, only=None):
     return {k: tell('faults', k, fault_job(world, rng, n, *job)) for k, job in fault_jobs(world).items() if not only or only in k}
 
 
+def kind_of(call):
+    "A write call without the digits and chance in its names: the same place in the program."
+    return (call[0], *(re.sub(r'[0-9a-f]{6,}|[0-9]+|(?<=work-)[^/]+', '#', p.split('/out/', 1)[-1]) for p in call[1:]))
+
+
+def spread_out(each, n, rng, kind):
+    "`n` of them by chance, those whose kind has not been taken yet before the others."
+    seen, first, rest = set(), [], []
+    for e in rng.sample(each, len(each)):
+        (rest if kind(e) in seen else first).append(e)
+        seen.add(kind(e))
+    return (first + rest)[:n]
+
+
 def fault_job(world, rng, n, prepare, command, again):
     start = world.new()/'start'
     start.mkdir()
@@ -266,15 +309,16 @@ def fault_job(world, rng, n, prepare, command, again):
     d = world.new()
     copy(start, d/'out')
     run = Run(command(d), world.log, below=d/'out')
-    want, wrong, tries = tree(d/'out'), [], 0
+    want, wrong = tree(d/'out'), []
     if run.code: return dict(calls=len(run.calls), wrong=[f'undisturbed: {run.text[-600:]}'])
     wrong += [f'not synced: {w}' for w in unsynced(run.calls)]
-    each = [(name, at) for name in FAULTS for at in range(1, len(run.calls) + 1)]
-    if n < len(each): each = sorted(rng.sample(each, n))
-    for name, at in each:
+    each = spread_out([(name, at) for name in FAULTS for at in range(1, len(run.calls) + 1)], n, rng, lambda f: (f[0], kind_of(run.calls[f[1] - 1])))
+    done = []
+    for name, at in within(each):
+        done.append(at)
         copy(start, d/'out')
         one = Run(command(d), world.log, below=d/'out', at=at, error=getattr(errno, name), stays=FAULTS[name])
-        tries, now = tries + 1, tree(d/'out')
+        now = tree(d/'out')
         where = f'{name} at {at} ({" ".join(run.calls[at - 1][:2]).replace(str(d), "")})'
         whole = {k.split('/whole/')[1]: v for k, v in tree(d/'out', True).items() if '/whole/' in k}     # the next run brings it to its place
         lost = [k for k, v in had.items() if now.get(k, whole.get(k)) not in (v, want.get(k)) and k not in REBUILT]
@@ -286,7 +330,8 @@ def fault_job(world, rng, n, prepare, command, again):
         if end.code or differing(tree(d/'out'), want) or leftovers(d/'out'):
             wrong.append(f'{where}: then code {end.code}, differs {differing(tree(d/"out"), want)[:4]}, left {leftovers(d/"out")[:4]} {end.text[-300:]}')
     shutil.rmtree(d), shutil.rmtree(start.parent)
-    return dict(calls=len(run.calls), tried=tries, seconds=round(run.seconds, 2), wrong=wrong)
+    kinds = {kind_of(c) for c in run.calls}
+    return dict(calls=len(run.calls), possible=len(FAULTS)*len(run.calls), tried=len(done), kinds=len(kinds), kinds_tried=len({kind_of(run.calls[at - 1]) for at in done}), seconds=round(run.seconds, 2), wrong=wrong)
 
 
 # --- damage -----------------------------------------------------------------------------------
@@ -352,8 +397,9 @@ def finite(inv, name='smile'):
 
 def damaged(start, folder, rng, n, use):
     "Use so many damaged copies of a folder: how many gave one line, how many a result, what went wrong."
-    found, wrong, where = dict(tried=n, lines=0, results=0), [], folder/'copy'
-    for i in range(n):
+    found, wrong, where = dict(tried=0, lines=0, results=0), [], folder/'copy'
+    for i in within(range(n)):
+        found['tried'] += 1
         copy(start, where)
         what = spoil(where, rng)
         try:
@@ -373,14 +419,15 @@ def results(world, rng, n, only=None):
     if (run := Run(world.invert(out, '--edit', 'smile=2', n=2), world.log)).code: return dict(results=dict(wrong=[run.text[-300:]]))
     found = dict(loaded=tell('results', 'loaded', damaged(out, world.new(), rng, n, lambda d: finite(Inversion.load(d, rng.choice((G, None)))))))
     want, wrong, healed, where = tree(out), [], max(1, n//40), world.new()/'copy'
-    for i in range(healed):
+    i = -1
+    for i in within(range(healed)):
         copy(out, where)
         what = spoil(where, rng)
         one = Run(world.invert(where, '--edit', 'smile=2', '--resume', n=2), world.log)
         now, other = tree(where), [k for k in want if '/' in k and not k.startswith(what.split('/')[0] + '/')]     # made again alone, it may round otherwise
         whole = now.keys() == want.keys() and len(Inversion.load(where, G)) == 2 and all(now[k] == want[k] for k in other) if one.code == 0 else True
         if 'Traceback' in one.text or one.code not in (0, 2) or not whole: wrong.append(f'{i} {what}: {one.code} {differing(want, tree(where))} {one.text[-300:]}')
-    return found | dict(resumed=tell('results', 'resumed', dict(tried=healed, wrong=wrong)))
+    return found | dict(resumed=tell('results', 'resumed', dict(tried=i + 1, wrong=wrong)))
 
 
 def bundles(world, rng, n, only=None):
@@ -388,18 +435,21 @@ def bundles(world, rng, n, only=None):
     img = render(sample_factors(1, torch.Generator().manual_seed(3)), 64)
     def use(d):
         if not (d/'perceptual.safetensors').is_file(): raise InputError(f'{d}: LPIPS would be fetched in its place; a test has no network')
-        return finite(invert(img, d, refine=0, tune=0))
+        b = load_bundle(d)
+        if b.directions and 'smile' not in b.directions: raise InputError(f'{d}: the other edits are there; the line names them, not the folder')
+        return finite(invert(img, b, refine=0, tune=0))
     return dict(bundles=tell('bundles', 'used', damaged(world.bundle, world.new(), rng, n, use)))
 
 
 def images(world, rng, n, only=None):
     "Damaged image files of every format: one line, or a picture."
-    good, folder, found, wrong = {}, world.new(), dict(tried=n, lines=0, pictures=0), []
+    good, folder, found, wrong = {}, world.new(), dict(tried=0, lines=0, pictures=0), []
     for kind, mode in (('png', 'RGBA'), ('png', 'P'), ('png', 'I;16'), ('jpg', 'CMYK'), ('jpg', 'RGB'), ('webp', 'RGB'), ('gif', 'P'), ('bmp', 'RGB'), ('tif', 'F'), ('tif', 'RGB'), ('ppm', 'RGB'), ('jp2', 'RGB'), ('avif', 'RGB')):
         im = to_pil(render(sample_factors(1, torch.Generator().manual_seed(0)), 32)[0])
         im = Image.fromarray(np.asarray(im.convert('L')).astype('u2')*200) if mode == 'I;16' else im.convert(mode)
         with contextlib.suppress(Exception): im.save(folder/f'{mode[0]}.{kind}'); good[f'{mode[0]}.{kind}'] = (folder/f'{mode[0]}.{kind}').read_bytes()
-    for i in range(n):
+    for i in within(range(n)):
+        found['tried'] += 1
         name, kinds = rng.choice(sorted(good)), rng.choices(fuzz_formats.DAMAGE, k=rng.choice((1, 1, 2, 3)))
         d = bytearray(good[name])
         for k in kinds:
@@ -422,13 +472,13 @@ def checkpoints(world, rng, n, only=None):
     found = dict(foreign=tell('checkpoints', 'foreign', dict(tried=n, lines=r['errors'], models=r['models'], wrong=r['wrong'])))
     if only: return found
     out, where, wrong, counts = copy(world.before('nets'), world.new()/'out'), world.new()/'copy', [], [0, 0]
-    Run(train('nets', out), world.log)
+    Run(world.train('nets', out), world.log)
     want = tree(out)
-    for i in range(max(1, n//100)):
+    for i in within(range(max(1, n//100))):
         copy(out, where)
         what = spoil(where/'work', rng)
         for k in ('perceptual', 'identity'): (where/f'{k}.safetensors').unlink(missing_ok=True)
-        one = Run(train('nets', where, '--resume'), world.log)
+        one = Run(world.train('nets', where, '--resume'), world.log)
         if 'Traceback' in one.text or one.code not in (0, 2) or one.code == 2 and len(one.lines) != 1: wrong.append(f'{i} {what}: {one.code} {one.text[-400:]}')
         elif not one.code and (d := [k for k in differing(want, tree(where)) if k.endswith('.safetensors')]): wrong.append(f'{i} {what}: other networks {d}')
         else: counts[one.code == 0] += 1
@@ -492,27 +542,39 @@ BARS = dict(kill=(kill, 50, 1), faults=(faults, 10**9, 2), results=(results, 100
             checkpoints=(checkpoints, 5000, 40), many=(many, 10_000, 30), names=(names, 1_000_000, 20_000))    # all, and a sample
 
 
+def keep(file, name, run):
+    "Put a run of one bar into the record: in the place of the one with its seed and job, beside all others."
+    record = json.loads(file.read_text()) if file.exists() else {}
+    others = [r for r in record.get(name, []) if any(r.get(k) != run.get(k) for k in ('seed', 'job'))]
+    record[name] = others + [run]
+    write_json({k: record[k] for k in BARS if k in record}, file)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', nargs='*', choices=BARS, default=list(BARS))
     p.add_argument('--share', type=float, default=1., help='of the full sizes')
     p.add_argument('--sample', action='store_true', help='a small piece of each bar, as the test suite does')
     p.add_argument('--n', type=int, help='instead: so many of each')
-    p.add_argument('--job', help='of the faults: only commands with this in their names')
+    p.add_argument('--minutes', type=float, default=math.inf, help='for each command or kind: as many as this allows')
+    p.add_argument('--job', help='only commands with this in their names')
     p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--out', type=Path)
-    a, found, bad = p.parse_args(), {}, 0
+    p.add_argument('--out', type=Path, help='a record (JSON); what other runs gave stays in it')
+    a, bad = p.parse_args(), 0
+    globals()['MINUTES'] = a.minutes
+    hurry()
     if a.sample: a.job = a.job or 'invert'
     memory_disk = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None         # where an fsync takes no time
     with tempfile.TemporaryDirectory(prefix='cycle_nb-torture-', dir=memory_disk) as folder:
         world = World(folder)
         for name in a.only:
             f, full, sample = BARS[name]
-            start, rng = time.time(), random.Random(f'{a.seed} {name}')
-            found[name] = f(world, rng, a.n or (sample if a.sample else max(1, round(full*a.share))), **(dict(only=a.job) if a.job else {}))
-            bad += sum(len(r['wrong']) for r in found[name].values())
+            start, n, rng = time.time(), a.n or (sample if a.sample else max(1, round(full*a.share))), random.Random(f'{a.seed} {name}')
+            card = make_card('torture', seed=a.seed)
+            found = f(world, rng, n, **(dict(only=a.job) if a.job else {}))
+            bad += sum(len(r['wrong']) for r in found.values())
             print(f'{name}: {time.time() - start:.0f} s', flush=True)
-    if a.out: a.out.write_text(json.dumps(dict(seed=a.seed, share=a.share, found=found), indent=1) + '\n')
+            if a.out: keep(a.out, name, card | dict(job=a.job, asked=full, at_most=n, seconds=round(time.time() - start), found=found))
     return bool(bad)
 
 

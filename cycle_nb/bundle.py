@@ -111,8 +111,7 @@ class _BundleFiles:
     def default_encoder(self)->str:
         "The encoder where none is named: cycle, or the only one; else `InputError`."
         names = self.encoders
-        if 'cycle' in names: return 'cycle'
-        if len(names) == 1: return names[0]
+        if 'cycle' in names or len(names) == 1: return 'cycle' if 'cycle' in names else names[0]
         which = f'none of its encoders ({", ".join(names)}) is called cycle; name one'
         which = which if names else 'has no encoder; train one or'
         raise InputError(f'{self.folder or self.name}: {which}, with encoder= or '

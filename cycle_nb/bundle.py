@@ -111,7 +111,8 @@ class _BundleFiles:
     def default_encoder(self)->str:
         "The encoder where none is named: cycle, or the only one; else `InputError`."
         names = self.encoders
-        if 'cycle' in names or len(names) == 1: return 'cycle' if 'cycle' in names else names[0]
+        if 'cycle' in names: return 'cycle'
+        if len(names) == 1: return names[0]
         which = f'none of its encoders ({", ".join(names)}) is called cycle; name one'
         which = which if names else 'has no encoder; train one or'
         raise InputError(f'{self.folder or self.name}: {which}, with encoder= or '
@@ -128,6 +129,11 @@ class _BundleNetworks(_BundleFiles):
     def generator(self):
         "The generator everything else was trained for."
         with torch.inference_mode(False): return self._ready(load_generator(self.file('generator')))
+
+    @property
+    def drawn(self)->bool:
+        "Whether its generator learned from SDFaces, so that faces can be drawn at will."
+        return 'SDFaces' in str(getattr(self.generator, 'card', {}).get('data'))
 
     @cached_property
     def nets(self)->tuple: # perceptual, identity or None, attributes or None
@@ -292,11 +298,6 @@ class Bundle(_BundleHashes):
         if any(abs(s) > 1000 for _, s in pairs):
             raise InputError('edits: a strength is a finite number, at most 1000')
         return pairs
-
-    @property
-    def drawn(self)->bool:
-        "Whether its generator learned from SDFaces, so that faces can be drawn at will."
-        return 'SDFaces' in str(getattr(self.generator, 'card', {}).get('data'))
 
     def reg_images(self,
         n:int=7, # images

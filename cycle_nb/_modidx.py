@@ -965,6 +965,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.sdfaces.GroundTruth.picture': ('sdfaces.html#groundtruth.picture', 'cycle_nb/sdfaces.py'),
                                   'cycle_nb.sdfaces.check_factors': ('sdfaces.html#check_factors', 'cycle_nb/sdfaces.py'),
                                   'cycle_nb.sdfaces.counterfactual_factors': ('sdfaces.html#counterfactual_factors', 'cycle_nb/sdfaces.py'),
+                                  'cycle_nb.sdfaces.load_rendered': ('sdfaces.html#load_rendered', 'cycle_nb/sdfaces.py'),
                                   'cycle_nb.sdfaces.render': ('sdfaces.html#render', 'cycle_nb/sdfaces.py'),
                                   'cycle_nb.sdfaces.render_dataset': ('sdfaces.html#render_dataset', 'cycle_nb/sdfaces.py'),
                                   'cycle_nb.sdfaces.sample_extras': ('sdfaces.html#sample_extras', 'cycle_nb/sdfaces.py'),

@@ -271,6 +271,8 @@ def _run_command(a)->int: # exit code
     try: return a.run(settle_options(a))
     except InputError as e: _complain(e)
     except (OutOfMemoryError, MemoryError): _complain(_OUT_OF_MEMORY)
+    except UnicodeEncodeError as e:
+        _complain(f'the letters of {e.object!a} cannot be written here; set PYTHONUTF8=1')
     except RuntimeError as e:
         if 'allocate memory' not in str(e): raise
         _complain(_OUT_OF_MEMORY)

@@ -98,8 +98,9 @@ def as_images(
     if not odd and (low := img.min()) >= 0 and (high := img.max()) > 3:
         odd = f'from {low:.3g} to {high:.3g}'
     if not odd: return _own(img)
+    cure = f'; load_images(x, {side})[0] reads any form'*(c == 3)
     raise InputError(f'images must be a floating tensor (B,{c},{r or "H"},{r or "W"}) in [-1,1]; '
-                     f'these are {odd}; load_images(x, {side})[0] reads any form')
+                     f'these are {odd}{cure}')
 
 def as_codes(
     wp, # what was given
@@ -326,4 +327,6 @@ def printable_path(
     path, # whatever its bytes
 )->str:
     "A path as text that can be printed and stored."
-    return os.fsencode(path).decode('utf-8', 'replace')
+    try: return os.fsencode(path).decode('utf-8', 'replace')
+    except UnicodeEncodeError:      # beyond the locale's letters, or half a character
+        return os.fspath(path).encode('utf-8', 'replace').decode()

@@ -170,14 +170,14 @@ class Checkpoint:
     def load(self, task):
         "Continue; `InputError` when the file is damaged, or of a run with other settings."
         state = self.read()
-        was = state.pop('settings', {})
+        was = state.pop('settings', None) or {}
         if differ := self.settings is not None and settings_diff(was, self.settings):
             more = f'; and {len(differ) - 5} more' if len(differ) > 5 else ''
             raise InputError(f'{self.path}: made under other settings '
                              f'({"; ".join(differ[:5])}{more}); '
                              'resume with the old ones, or delete it to begin again')
         try: task.load(state)
-        except (KeyError, ValueError, RuntimeError) as e:
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError, InputError) as e:
             raise InputError(f'{self.path}: not of this training ({_one_line(e)}); name another '
                              'file, or delete it to begin again') from None
 

@@ -116,7 +116,8 @@ def make_generator(
     _begin(out, 'generator')
     res = r['stages'][-1][0]
     with first_process_first():
-        bank = PairBank(r['pairs'], res, seed=seed, file=out/'work'/f'pairs-{seed}-{res}.npy')
+        file = out/'work'/f'pairs-{seed}-{r["pairs"]}-{res}.npy'
+        bank = PairBank(r['pairs'], res, seed=seed, file=file)
     G = G or Generator(r['stages'][0][0], z_dim=32)
     facts = dict(seed=seed, start=str(start or 'nothing'))
     for k, (res, steps) in enumerate(r['stages'][-1:] if start else r['stages']):
@@ -171,6 +172,8 @@ def make_generator_of_images(
 ):
     "Train a generator on your own pictures against a discriminator, from nothing or from another."
     out = _check_part(out, 'generator', ['generator'], resume=resume)
+    if resolution not in (sizes := [2**k for k in range(3, 12)]):
+        raise InputError(f'resolution={resolution}: must be one of {", ".join(map(str, sizes))}')
     seed_all(seed)
     G = load_generator(start) if start else Generator(resolution, z_dim=128)
     folder = picture_folder(images, G.resolution)

@@ -13,7 +13,8 @@ from array import array
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from safetensors.torch import load, save
-from .core import InputError
+from torch import Tensor
+from .core import InputError, printable_path
 from .files import expand_path, image_bytes, process_alive, read_json, sync
 from .images import SUFFIXES
 
@@ -27,7 +28,7 @@ def file_label(
 )->str:
     "A file's name without the suffix of an image format; every other dot stays."
     name = os.path.basename(os.path.normpath(path)) # a `Path` would intern it: a million are many
-    name = os.fsencode(name).decode('utf-8', 'replace')
+    name = printable_path(name)
     stem, dot, suffix = name.rpartition('.')
     return stem if stem.strip('. ') and dot + suffix.lower() in SUFFIXES else name
 
@@ -40,7 +41,7 @@ def safe_filename(
     room:int=0, # bytes to leave free at the end
 )->str: # no path, no control characters, not hidden, not reserved; made again, it is the same
     "A text, fit to name a folder on any file system."
-    name = unicodedata.normalize('NFC', os.fsencode(name).decode('utf-8', 'replace'))
+    name = unicodedata.normalize('NFC', printable_path(name))
     bad = lambda c: c in '/\\:*?"<>|' or unicodedata.category(c) in ('Cc', 'Cf', 'Zl', 'Zp')
     name = re.sub('^[. ]+', '', ''.join('_' if bad(c) else c for c in name))
     name = unicodedata.normalize('NFC', _cut(name, LONGEST - room - 1)) or 'image'
@@ -180,7 +181,8 @@ def save_results(
 
 def _write_result(path:Path, pictures:dict, tensors:dict, card:dict):
     "One image's result: PNGs, `inversion.safetensors`, `inversion.json`; never what is NaN."
-    if bad := next((k for k, t in tensors.items() if not _is_finite(t)), None):
+    drawn = {k: p for k, p in pictures.items() if isinstance(p, Tensor)}
+    if bad := next((k for k, t in (tensors | drawn).items() if not _is_finite(t)), None):
         raise InputError(f'{path.name}: not written, {bad} is not finite; check networks and '
                          'settings')
     data = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()})

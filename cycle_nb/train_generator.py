@@ -21,7 +21,7 @@ from .vis import grid
 from .learner import (Checkpoint, Progress, Recorder, average_gradients, cosine_warmup,
     ema_decay, fit, update_ema)
 from .sdfaces_parts import FACTORS
-from .sdfaces import render, render_dataset, sample_factors
+from .sdfaces import load_rendered, render, render_dataset, sample_factors
 from .stylegan2 import Generator
 from .gan import (Discriminator, lazy_adam, mix_codes, path_lengths, r1_penalty,
     relativistic_loss)
@@ -68,7 +68,7 @@ class PairBank:
             if file:
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
                 with atomic(file) as part, open(part, 'wb') as f: np.save(f, img.numpy())
-        self.img = torch.from_numpy(np.load(file, mmap_mode='c')) if file else img
+        self.img = load_rendered(file, n, res) if file else img
 
     def __call__(self,
         n:int, # pairs

@@ -1,5 +1,5 @@
 "What comes in at the doors: read rightly, or refused in one line that names the thing and the cure; and a bundle whose encoder nobody names."
-import copy, shutil
+import copy, json, shutil, subprocess
 from argparse import Namespace
 import numpy as np
 import pytest, torch
@@ -17,20 +17,21 @@ from cycle_nb.folder_inversion import invert_files
 from cycle_nb.heldout import cached_tensor, part_path, read_part, read_sheet
 from cycle_nb.images import load_images
 from cycle_nb.inversion import contact_sheet, invert_batch, join
-from cycle_nb.learner import Recorder
+from cycle_nb.learner import Checkpoint, Recorder
 from cycle_nb.models import load_tensors, make_card, save_model
 from cycle_nb.path import CodePath
 from cycle_nb.pipeline import run_pipeline, usual_method
 from cycle_nb.project import project
 from cycle_nb.refine import refine, refine_latent
-from cycle_nb.results import saved_folders
-from cycle_nb.sdfaces import FACTORS, render, sample_extras, sample_factors
+from cycle_nb.results import saved_folders, unique_names
+from cycle_nb.sdfaces import FACTORS, render, render_dataset, sample_extras, sample_factors
 from cycle_nb.stylegan2 import Generator
+from cycle_nb.train_generator import PairBank
 from cycle_nb.tune import tune
 from cycle_nb.tune_fast import tune_batch
 from cycle_nb.vis import film, slider_view
 from safetensors.torch import save_file
-from tiny import BODY, bundle, default_dtype, faces, write_bundle
+from tiny import BODY, ENV, bundle, command, default_dtype, faces, write_bundle, write_directions
 
 NAN, INF = float('nan'), float('inf')
 ENCODED = dict(refine=0, tune=0)
@@ -685,3 +686,61 @@ def test_names_and_commas(bundle, tmp_path, capsys, names):
     one_line(['benchmark', 'quality', '--images', '2', '--methods', names, '--bundle', bundle, '--out', tmp_path/'r.json'], capsys, '--methods', 'comma')
     one_line(['train', 'encoder', '--encoders', names, '--out', tmp_path/'o'], capsys, '--encoders', 'comma')
     assert not list(tmp_path.iterdir())
+
+# --- what the third one found ----------------------------------------------------------------
+
+def test_an_edit_without_numbers_is_not_a_black_picture(bundle, picture, tmp_path):
+    home = moved(bundle, tmp_path/'home', {})
+    write_directions(home, dict(age=torch.full((128,), 1e38)))
+    inv = invert(picture, home, **ENCODED)
+    refused(lambda: inv.save(tmp_path/'out', [('age', 1.)]), 'age+1', 'not finite')
+    assert not list((tmp_path/'out').iterdir()) and len(inv.save(tmp_path/'out', [('age', 0.)])) == 2
+
+@pytest.mark.parametrize('spoil', [lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_text('faces'), lambda f: f.write_text(''), lambda f: np.save(f, np.array([None])),
+                                   lambda f: np.save(f, np.zeros((3, 3, 8, 8), np.float32)), lambda f: np.save(f, np.zeros((2, 3, 8, 8), np.uint8))], ids=str)
+def test_faces_that_were_drawn_before_are_those(tmp_path, spoil):
+    u, file = sample_factors(3, make_rng(0)), tmp_path/'faces.npy'
+    assert torch.equal(render_dataset(u, 8, file), render_dataset(u, 8)) and torch.equal(render_dataset(u, 8, file), render_dataset(u, 8))
+    spoil(file)
+    refused(lambda: render_dataset(u, 8, file), 'faces.npy', '3 faces of 8 px', 'delete it')
+    refused(lambda: PairBank(3, 8, file=file), 'faces.npy', 'delete it')
+
+@pytest.mark.parametrize('size', [2, 12, 4096, 65536])
+def test_sizes_that_no_generator_has(tmp_path, capsys, size):
+    (tmp_path/'p').mkdir()
+    one_line(['train', 'generator', '--images', tmp_path/'p', '--resolution', size, '--out', tmp_path/'o'], capsys, f'resolution={size}', '1024')
+    assert not (tmp_path/'o').exists()
+
+def test_half_a_character_in_a_name(nets, faces, tmp_path):
+    assert unique_names(['\ud800', '\ud800']) == ['_', '_-2']
+    out = tmp_path/'out'
+    invert_files(faces[:2], out, nets, 'cycle', **ENCODED)
+    card = read_json(out/'f0'/'inversion.json')
+    (out/'f0'/'inversion.json').write_text(json.dumps(card | dict(source='\ud800')))
+    refused(lambda: invert_files(faces[:2], out, nets, 'cycle', **ENCODED), 'exists')
+    assert invert_files([faces[1]], out, nets, 'cycle', existing='skip', **ENCODED)['new'] == 0
+
+def test_names_beyond_the_locales_letters(bundle, faces, tmp_path):
+    photo = tmp_path/'é日.png'
+    shutil.copy(faces[0], photo)
+    env = ENV | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+    r = subprocess.run(command('invert', photo, '--out', tmp_path/'out', '--bundle', bundle, '--refine', '0', '--tune', '0'), capture_output=True, text=True, env=env, timeout=300)
+    assert r.returncode == 2 and r.stderr.count('\n') == 1 and 'PYTHONUTF8=1' in r.stderr, r.stderr
+    r = subprocess.run(command('invert', photo, '--out', tmp_path/'out', '--bundle', bundle, '--refine', '0', '--tune', '0'), capture_output=True, text=True, env=env | dict(PYTHONUTF8='1'), timeout=300)
+    assert r.returncode == 0 and (tmp_path/'out'/'é日'/'inverted.png').exists(), r.stderr
+
+@pytest.mark.parametrize('change', [dict(settings=None, model=-5), dict(model=-5), dict(opt=-5), dict(opt=None)], ids=repr)
+def test_a_checkpoint_of_other_kinds_of_values(tmp_path, change):
+    class Task:
+        step, model, opt = 0, torch.nn.Linear(1, 1), None
+        def state(self): return dict(step=self.step, model=self.model.state_dict(), opt=self.opt.state_dict())
+        def load(self, s): self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+    task = Task()
+    task.opt = torch.optim.SGD(task.model.parameters(), .1)
+    Checkpoint(tmp_path/'c.pt').save(task)
+    torch.save(torch.load(tmp_path/'c.pt') | change, tmp_path/'c.pt')
+    refused(lambda: Checkpoint(tmp_path/'c.pt').load(task), 'c.pt', 'delete it to begin again')
+
+def test_a_grey_generator_is_not_told_of_a_reader_of_colours(picture):
+    G = Generator(64, img_channels=1, channel_base=256, channel_max=8)
+    assert 'load_images' not in refused(lambda: as_images(picture, G), '(B,1,64,64)')

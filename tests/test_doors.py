@@ -696,12 +696,14 @@ def test_an_edit_without_numbers_is_not_a_black_picture(bundle, picture, tmp_pat
     refused(lambda: inv.save(tmp_path/'out', [('age', 1.)]), 'age+1', 'not finite')
     assert not list((tmp_path/'out').iterdir()) and len(inv.save(tmp_path/'out', [('age', 0.)])) == 2
 
-@pytest.mark.parametrize('spoil', [lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_text('faces'), lambda f: f.write_text(''), lambda f: np.save(f, np.array([None])),
-                                   lambda f: np.save(f, np.zeros((3, 3, 8, 8), np.float32)), lambda f: np.save(f, np.zeros((2, 3, 8, 8), np.uint8))], ids=str)
-def test_faces_that_were_drawn_before_are_those(tmp_path, spoil):
+SPOILT = dict(cut=lambda f: f.write_bytes(f.read_bytes()[:-1]), text=lambda f: f.write_text('faces'), empty=lambda f: f.write_text(''), objects=lambda f: np.save(f, np.array([None])),
+              floats=lambda f: np.save(f, np.zeros((3, 3, 8, 8), np.float32)), fewer=lambda f: np.save(f, np.zeros((2, 3, 8, 8), np.uint8)))
+
+@pytest.mark.parametrize('how', SPOILT)
+def test_faces_that_were_drawn_before_are_those(tmp_path, how):
     u, file = sample_factors(3, make_rng(0)), tmp_path/'faces.npy'
     assert torch.equal(render_dataset(u, 8, file), render_dataset(u, 8)) and torch.equal(render_dataset(u, 8, file), render_dataset(u, 8))
-    spoil(file)
+    SPOILT[how](file)
     refused(lambda: render_dataset(u, 8, file), 'faces.npy', '3 faces of 8 px', 'delete it')
     refused(lambda: PairBank(3, 8, file=file), 'faces.npy', 'delete it')
 

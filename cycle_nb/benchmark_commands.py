@@ -200,16 +200,15 @@ def _number_or_folder(text:str):
     folder = Path(os.path.expanduser(text))
     return folder if folder.is_dir() and not text.isdigit() else whole_number(text, 2)
 
-def _unless_any(step:str, find):
+def _unless_any(step:str, example:str):
     "What stands against an option of a step: that no method has it, and it is not 0, for none."
     def against(a):
         from cycle_nb.evaluate import METHODS
         from cycle_nb.pipeline import parse_method
         methods = map(parse_method, a.methods or METHODS)
-        none = getattr(a, step.split('+')[1]) == 0
-        return '' if none or any(map(find, methods)) else (
-            f'without a method that does it: leave it out, or name one in --methods, '
-            f'such as {step}')
+        if getattr(a, step) == 0 or any(getattr(m, step) for m in methods): return ''
+        return ('without a method that does it: leave it out, or name one in --methods, such as '
+                f'{example}')
     return against
 
 def _add_quality(q):
@@ -223,8 +222,8 @@ def _add_quality(q):
                    help="the original LPIPS too (downloads its network's weights)")
     q.add_argument('--known', metavar='FILE', help='figures of an earlier record '
                    '(…_faces.csv.gz), which are not measured again')
-    add_refinement(q, _unless_any('ENCODER+refine', lambda m: m.refine))
-    add_tuning(q, against=_unless_any('opt-w+tune', lambda m: m.tune))
+    add_refinement(q, _unless_any('refine', 'ENCODER+refine'))
+    add_tuning(q, against=_unless_any('tune', 'opt-w+tune'))
 
 def _add_sharing(q):
     "Options of the benchmarks that several processes share."

@@ -28,7 +28,7 @@ ENCODERS = dict(w='W', wplus='W+', cycle='cycle', w_long='W, as many steps',
 
 _TAKEN = 'generator perceptual identity attributes directions reg_images target tune'.split()
 
-def _check_names(
+def _check_encoder_names(
     names, # of encoders
     where, # their bundle, for the message
 ):
@@ -94,7 +94,7 @@ class _BundleFiles:
         files = self.folder.glob('*.safetensors') if self.folder else ()
         names = {p.stem for p in files if p.stem in ENCODERS or _is_encoder(p)}
         names |= self._encoders.keys()
-        _check_names(names, self.folder or self.name)
+        _check_encoder_names(names, self.folder or self.name)
         return [k for k in ENCODERS if k in names] + sorted(names - ENCODERS.keys())
 
     def check_encoders(self,
@@ -260,7 +260,7 @@ class Bundle(_BundleHashes):
         b = cls(None, device)
         named = encoders if isinstance(encoders, dict) else {'cycle': encoders}
         named = {str(k): object() if E is None else E for k, E in named.items()}
-        _check_names(named, name)
+        _check_encoder_names(named, name)
         nets = LPIPS() if perceptual is None else perceptual, identity, None
         check_fit(G, None, directions, nets, name)
         for k, E in named.items(): check_fit(G, E, name=f'{name}: {k}')

@@ -106,10 +106,10 @@ def _price_batch(
 def _share(folder, device, referee, img, truth, batch, settings, k, n):
     "One process of several: every n-th batch."
     b = Bundle(folder, device)
+    by = evaluator(b, referee)
     for i in range(k*batch, len(img), n*batch):
         cut = slice(i, i + batch)
-        with single_threaded():
-            _price_batch(img[cut], truth[cut], b, evaluator(b, referee), cut, **settings)
+        with single_threaded(): _price_batch(img[cut], truth[cut], b, by, cut, **settings)
 
 @single_threaded()
 def price_of_leaving_w(
@@ -126,6 +126,10 @@ def price_of_leaving_w(
 )->list: # rows: face, step, what `before_and_after` says
     "Edit errors along a path out of W, before and after tuning every code to the same distance."
     b, start, out = load_bundle(bundle), time.time(), []
+    by = evaluator(b, referee, reads=True)
+    if not any(k in b.directions for k in EDIT_CHANGES):
+        raise InputError(f'{b.name}: has no directions whose price could be measured; find them '
+                         'with cycle-nb train directions')
     settings = dict(steps=tuple(sorted({0, *steps})), work=work) | settings
     n = min(workers, -(-len(images)//batch))
     if n > 1 and b.folder:
@@ -133,7 +137,7 @@ def price_of_leaving_w(
         run_parallel(_share, facts, n)
     for i in range(0, len(images), batch):
         cut = slice(i, i + batch)
-        out += _price_batch(images[cut], truth[cut], b, evaluator(b, referee), cut, **settings)
+        out += _price_batch(images[cut], truth[cut], b, by, cut, **settings)
         log(f'{min(i + batch, len(images))} of {len(images)} faces, {time.time() - start:.0f} s')
     return out
 
@@ -217,10 +221,6 @@ def price_record(
 )->tuple: # the record; set -> rows
     "The price inside and outside the domain, before and after tuning: for a file."
     b, rows = load_bundle(bundle), {}
-    evaluator(b, settings.get('referee'), reads=True)
-    if not any(k in b.directions for k in EDIT_CHANGES):
-        raise InputError(f'{b.name}: has no directions whose price could be measured; find them '
-                         'with cycle-nb train directions')
     for kind, n, _, take in image_sets(images, outside, b.generator.resolution):
         img = torch.cat([take(slice(i, i + batch))[0] for i in range(0, n, batch)])
         rows[kind] = price_of_leaving_w(b, img, heldout_truth(kind, n), batch=batch, **settings)

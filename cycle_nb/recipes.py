@@ -13,7 +13,7 @@ from pathlib import Path
 from .core import (InputError, first_process_first, joined_processes, joined_share,
     pick_device, process_share, seed_all, wait_for_all)
 from .files import expand_path
-from .models import make_card, save_model
+from .models import make_card, save_model, state_dict_diff
 from .sdfaces_parts import ATTRIBUTES
 from .sdfaces import render_dataset, sample_factors
 from .core import make_rng
@@ -204,8 +204,7 @@ def _generator_for(
     if not b.has('generator'): return G
     ours, given = b.generator.state_dict(), G.state_dict()
     near = lambda k: torch.allclose(ours[k], given[k], rtol=1e-3, atol=1e-6)    # stored in 16 bits
-    same = [(k, t.shape) for k, t in ours.items()] == [(k, t.shape) for k, t in given.items()]
-    if same and all(map(near, ours)): return G
+    if not state_dict_diff(ours, given) and all(map(near, ours)): return G
     raise InputError(f'{b.folder}: has another generator than {generator}; choose another --out, '
                      'or leave out --generator')
 

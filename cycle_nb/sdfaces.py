@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTOR_STD', 'sample_factors', 'with_factor', 'check_factors', 'render', 'sample_extras', 'sample_out_of_domain',
-           'counterfactual_factors', 'GroundTruth', 'load_rendered', 'render_dataset']
+           'counterfactual_factors', 'GroundTruth', 'render_dataset']
 
 # %% ../nbs/07_sdfaces.ipynb #62cf3ea9
 import torch
@@ -133,7 +133,7 @@ class GroundTruth:
         return to_tensor(to_pil(render(self.u[i:i + 1], 4*res, extras)[0]), res)
 
 # %% ../nbs/07_sdfaces.ipynb #370bc096
-def load_rendered(
+def _load_faces(
     file, # of `render_dataset`
     n:int, # faces in it
     res:int, # side (pixels)
@@ -157,4 +157,4 @@ def render_dataset(
         with atomic(file) as part, open(part, 'wb') as f:     # a map of a full disk would crash
             np.lib.format.write_array_header_1_0(f, head)
             for c in u.split(chunk): f.write(to_bytes(render(c, res)).cpu().numpy().tobytes())
-    return load_rendered(file, len(u), res)
+    return _load_faces(file, len(u), res)

@@ -219,8 +219,8 @@ def edit_shares(
         hits = [r for r in rs if reaches(r, k)]
         error, still = (sum(r[f'{k}/{x}'] for r in hits) for x in ('error', 'no_edit_error'))
         return dict(share=round(error/still, 4) if still else None, reached=len(hits)/len(rs))
-    edits = lambda r: [k.removesuffix('/error') for k in r if k.endswith('/error')]
-    known = lambda rs: {k: share(rs, k) for k in edits(rs[0]) if f'{k}/no_edit_error' in rs[0]}
+    edits = lambda rs: [k.split('/')[0] for k in _metric_keys(rs, 'no_edit_error')]
+    known = lambda rs: {k: share(rs, k) for k in edits(rs)}
     return {s: {m: known(rs) for m, rs in of.items()} for s, of in group_rows(rows).items()}
 
 def edit_table(

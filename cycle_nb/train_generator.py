@@ -16,12 +16,12 @@ from pathlib import Path
 from torch import Tensor
 from cycle_nb.core import (autocast, draw_own, joined_share, make_rng, mean_across, own_count,
     own_rows)
-from .files import atomic, from_bytes, save_image, to_bytes
+from .files import from_bytes, save_image
 from .vis import grid
 from .learner import (Checkpoint, Progress, Recorder, average_gradients, cosine_warmup,
     ema_decay, fit, update_ema)
 from .sdfaces_parts import FACTORS
-from .sdfaces import load_rendered, render, render_dataset, sample_factors
+from .sdfaces import render_dataset, sample_factors
 from .stylegan2 import Generator
 from .gan import (Discriminator, lazy_adam, mix_codes, path_lengths, r1_penalty,
     relativistic_loss)
@@ -62,13 +62,7 @@ class PairBank:
         chunk:int=256, # drawn at a time
     ):
         self.z = torch.randn(n, z_dim, generator=make_rng(seed))
-        if file is None or not Path(file).exists():
-            draw = lambda z: to_bytes(render(teacher_factors(z), res))
-            img = torch.cat([draw(z) for z in self.z.split(chunk)])
-            if file:
-                Path(file).parent.mkdir(parents=True, exist_ok=True)
-                with atomic(file) as part, open(part, 'wb') as f: np.save(f, img.numpy())
-        self.img = load_rendered(file, n, res) if file else img
+        self.img = render_dataset(teacher_factors(self.z), res, file, chunk)
 
     def __call__(self,
         n:int, # pairs

@@ -237,9 +237,10 @@ def film(
 ): # HTML
     "Pictures one after the other, again and again; needs no script (an animated WebP)."
     from IPython.display import HTML
-    first, *more = frames = [im.convert('RGB') for im in frames] or [None]
-    if not first or len({im.size for im in frames}) > 1:
+    frames = [im.convert('RGB') for im in frames]
+    if len({im.size for im in frames}) != 1:
         raise InputError('film: give pictures of one size, at least one')
+    first, *more = frames
     src = data_uri(first, 'WEBP', save_all=True, append_images=more, loop=0, quality=85, method=6,
                    duration=round(1000*seconds))
     return HTML(f'<img alt="{html.escape(caption)}" src="{src}">')

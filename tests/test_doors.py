@@ -44,6 +44,10 @@ def refused(f, *words):
     assert '\n' not in said and len(said) < 1000 and all(w in said for w in words), said
     return said
 
+def contents(folder):
+    "All files, to see that none of them changed."
+    return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
 @pytest.fixture(scope='module')
 def nets(bundle):
     return load_bundle(bundle, 'cpu')
@@ -446,9 +450,9 @@ def test_records_of_others_are_kept(nets, faces, tmp_path, text):
 
 def test_an_unknown_setting_costs_nothing(nets, faces, tmp_path):
     invert_files(faces[:1], tmp_path, nets, 'cycle', refine=0, tune=0)
-    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    before = contents(tmp_path)
     refused(lambda: invert_files(faces[:1], tmp_path, nets, 'cycle', existing='replace', encoder='w', refine=0, tune=0), "'encoder'", 'seed')
-    assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    assert before == contents(tmp_path)
 
 def test_two_images_of_one_name_are_not_saved_as_one(found, tmp_path):
     refused(lambda: found[[0, 0]].save(tmp_path/'o'), 'different names')
@@ -562,8 +566,6 @@ def one_line(args, capsys, *words):
     assert main(list(map(str, args))) == 2
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and all(w in said for w in words), said
-
-def contents(folder): return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 def test_converting_replaces_no_neighbour(bundle, tmp_path, capsys):
     (tmp_path/'a.json').write_text('mine')

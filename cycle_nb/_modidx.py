@@ -942,6 +942,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.results.load_card': ('results.html#load_card', 'cycle_nb/results.py'),
                                   'cycle_nb.results.load_result': ('results.html#load_result', 'cycle_nb/results.py'),
                                   'cycle_nb.results.made_with': ('results.html#made_with', 'cycle_nb/results.py'),
+                                  'cycle_nb.results.one_run': ('results.html#one_run', 'cycle_nb/results.py'),
                                   'cycle_nb.results.output_folder': ('results.html#output_folder', 'cycle_nb/results.py'),
                                   'cycle_nb.results.read_each': ('results.html#read_each', 'cycle_nb/results.py'),
                                   'cycle_nb.results.result_folders': ('results.html#result_folders', 'cycle_nb/results.py'),

@@ -20,7 +20,7 @@ from .models import make_card
 from .images import image_paths, load_images
 from .bundle import Bundle, load_bundle
 from .results import (check_files, check_output, each_unique_name, file_label,
-    load_card, load_result, output_folder, result_folders, safe_filename)
+    load_card, load_result, one_run, output_folder, result_folders, safe_filename)
 from .pipeline import BATCH, METRICS, check_settings, parse_method, usual_method
 from .inversion import invert_batch
 
@@ -314,26 +314,29 @@ def invert_files(
     card = make_card('inversion', making=making)
     out = output_folder(out)
     _check_ours(out)                # outside: a refusal writes no record of ours there
-    try:
-        jobs = _find_files(files, failures)
-        odd = _assign_folders(jobs, out, existing != 'stop', share)
-        jobs = jobs[share[0]::share[1]]
-        if existing == 'skip': jobs = _still_to_do(jobs, odd, out, making, log)
-        for f in _earlier_records(out, share): f.unlink(missing_ok=True)   # or links elsewhere
-        for inv in _invert_batches(jobs, odd, bundle, m, failures, batch, log, **settings):
-            inv.cards = [card | c for c in inv.cards]
-            inv.save(out, edits, existing != 'stop')
-            new += len(inv)
-            if on_batch: on_batch(inv)
-    except KeyboardInterrupt: stopped = True
-    except InputError:
-        if any(result_folders(out)):
-            with suppress(InputError): _write_record(out, card | dict(new=new, failures=failures))
-        raise
-    finally:
-        if fresh and share == (0, 1) and not any(out.iterdir()): out.rmdir()
-    facts = dict(new=new, stopped=stopped, failures=failures, seconds=round(time.time() - start, 1),
-                 peak_memory_mb=peak_memory(), device=device_name(bundle.device),
-                 device_memory_mb=peak_device_memory(bundle.device))
-    if not out.exists(): return card | facts | dict(images=0, means={})
-    return _write_whole_record(out, card, facts, share)
+    with one_run(out, share[1] > 1):
+        try:
+            jobs = _find_files(files, failures)
+            odd = _assign_folders(jobs, out, existing != 'stop', share)
+            jobs = jobs[share[0]::share[1]]
+            if existing == 'skip': jobs = _still_to_do(jobs, odd, out, making, log)
+            for f in _earlier_records(out, share): f.unlink(missing_ok=True)   # or links elsewhere
+            for inv in _invert_batches(jobs, odd, bundle, m, failures, batch, log, **settings):
+                inv.cards = [card | c for c in inv.cards]
+                inv.save(out, edits, existing != 'stop')
+                new += len(inv)
+                if on_batch: on_batch(inv)
+        except KeyboardInterrupt: stopped = True
+        except InputError:
+            facts = card | dict(new=new, failures=failures)
+            if any(result_folders(out)):
+                with suppress(InputError): _write_record(out, facts)
+            raise
+        finally:
+            if fresh and share == (0, 1) and not any(out.iterdir()): out.rmdir()
+        facts = dict(new=new, stopped=stopped, failures=failures,
+                     seconds=round(time.time() - start, 1), peak_memory_mb=peak_memory(),
+                     device=device_name(bundle.device),
+                     device_memory_mb=peak_device_memory(bundle.device))
+        if not out.exists(): return card | facts | dict(images=0, means={})
+        return _write_whole_record(out, card, facts, share)

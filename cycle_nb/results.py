@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'LONGEST', 'file_label', 'safe_filename', 'each_unique_name', 'check_names', 'unique_names',
-           'clear_remains', 'output_folder', 'check_output', 'atomic_folders', 'save_results', 'result_folders',
-           'load_card', 'made_with', 'check_files', 'saved_folders', 'read_each', 'load_result']
+           'clear_remains', 'output_folder', 'check_output', 'one_run', 'atomic_folders', 'save_results',
+           'result_folders', 'load_card', 'made_with', 'check_files', 'saved_folders', 'read_each', 'load_result']
 
 # %% ../nbs/39_results.ipynb #bc4043e9
 import hashlib, json, math, os, platform, re, shutil, tempfile, time, torch, unicodedata, warnings
@@ -145,6 +145,27 @@ def check_output(
     if not replace:
         raise InputError(f'{path}: exists; add --overwrite to do it again, --resume to keep it, '
                          'or choose another --out')
+
+# %% ../nbs/39_results.ipynb #733ca0f4
+@contextmanager
+def one_run(
+    folder:Path, # that exists
+    shared:bool=False, # is this process one of several of the same run?
+):
+    "Context in which no other run writes into a folder: `InputError` when one does."
+    try: import fcntl
+    except ImportError: yield; return           # Windows has no such locks
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try: fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f'{folder}: another run writes into it; wait for its end, or choose '
+                             'another --out') from None
+        except OSError: pass                    # a disk without locks
+        yield
+    finally: os.close(file)                     # the system does it for a process that is killed
+
 
 # %% ../nbs/39_results.ipynb #b07b5671
 @contextmanager

@@ -18,7 +18,7 @@ from .core import (InputError, has_bf16, make_rng, peak_device_memory, peak_memo
     pick_device, synchronize)
 from .files import expand_path, read_json
 from .sdfaces import GroundTruth, render, sample_factors
-from .learner import update_ema
+from .learner import fit, update_ema
 from .stylegan2 import Generator
 from .gan import Discriminator, lazy_adam
 from .losses import LPIPS
@@ -273,7 +273,7 @@ def _own_round(
     real = _noise_images(batch, res).to(device)
     task = AdversarialTask(G, D, lambda n, rng: (None, real[:n]), 10**6, batch)
     def go():
-        for _ in range(16): task.train_step()
+        fit(task, task.step + 16)
         synchronize(device)
     return go
 

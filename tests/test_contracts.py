@@ -371,7 +371,7 @@ def hidden(tr):
         yield from (f'line {n.lineno}: {x}' for x in said)
 
 
-OPTIONAL = {'fastprogress', 'matplotlib', 'ipywidgets', 'IPython', 'torchvision', 'lpips', 'huggingface_hub', 'resource', 'scipy',
+OPTIONAL = {'fastprogress', 'matplotlib', 'ipywidgets', 'IPython', 'torchvision', 'lpips', 'huggingface_hub', 'fcntl', 'resource', 'scipy',
             'facenet_pytorch', 'dlib', 'mediapipe', 'face_alignment', 'onnx', 'playwright',
             'training'}         # of a clone of StyleGAN2-ADA, where somebody times it
 

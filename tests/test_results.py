@@ -103,6 +103,21 @@ def test_two_processes_share_a_folder(bundle, faces, tmp_path):
     assert record['images'] == record['new'] == len(one) and r.stdout.count(' images in ') == 2
     assert len((tmp_path/'two'/'metrics.jsonl').read_text().splitlines()) == 2*len(one)
 
+def test_another_run_does_not_write_into_the_same_folder(bundle, faces, tmp_path):
+    "The second would give away the same names, and replace results of other settings. Processes of one run share the folder."
+    out, said = tmp_path/'out', []
+    def second(_=None, **kw):
+        with pytest.raises(InputError, match='another run writes into it') as e: invert_files(faces[2:4], out, bundle, 'cycle', existing='skip', **kw)
+        said.append(str(e.value))
+    def third(_):
+        second()
+        assert main(['invert', str(faces[2]), '--out', str(out), '--bundle', str(bundle), '--resume']) == 2
+        invert_files(faces[2:4], out, bundle, 'cycle', existing='skip', share=(1, 2))
+    invert_files(faces[:1], out, bundle, 'cycle', on_batch=lambda _: second(share=(0, 2)))
+    invert_files(faces[1:3], out, bundle, 'cycle', existing='skip', share=(0, 2), on_batch=third)
+    assert len(said) == 2 and str(out) in said[0] and {f.parent.name for f in out.glob('*/inversion.json')} == {'f0', 'f1', 'f3'}
+    assert invert_files(faces[2:4], out, bundle, 'cycle', existing='skip')['new'] == 1
+
 def test_the_record_is_true_after_a_kill(bundle, faces, tmp_path):
     out = tmp_path/'out'
     args = ['invert', *faces, '--out', out, '--bundle', bundle, '--batch', '1', '--refine', '1', '--tune', '3']

@@ -14,8 +14,10 @@ import torch
 from cycle_nb import core, sdfaces, train_encoder, train_features, train_generator
 from cycle_nb.core import joined_processes, joined_share, make_rng, process_share
 from cycle_nb.features import Identity, Perceptual
+from cycle_nb.bundle import load_bundle
 from cycle_nb.cli import main as cycle_nb
 from cycle_nb.files import save_image
+from cycle_nb.folder_inversion import invert_files
 from cycle_nb.gan import Discriminator
 from cycle_nb.learner import AtSteps, Checkpoint, Recorder, fit
 from cycle_nb.schedule import Schedule, w_only
@@ -153,15 +155,17 @@ def accidents(out):
 # --- speed ------------------------------------------------------------------------------------
 
 def speed(batch, steps):
-    """Images a second of an encoder's and of a generator's training at 64 px, one thread a process: one process, two that share each batch,
-    and two that know nothing of each other (half the batch each). The last is what this machine's cores can give."""
+    """Images a second of an encoder's and of a generator's training at 64 px, and of the inversion of files, one thread a process: one process,
+    two that share each batch (or the files), and two that know nothing of each other (half of it each). The last is what this machine's cores can give."""
     def rates(kind, batch, n=1, at_once=1):
         run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), __file__, 'rate', kind, '--batch', str(batch), '--steps', str(steps)]
-        started = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')) for _ in range(at_once)]
+        start = lambda: subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                         env=os.environ | dict(OMP_NUM_THREADS='1', CYCLE_NB_RATE=tempfile.mkdtemp(prefix='cycle_nb-rate-')))
+        started = [start() for _ in range(at_once)]
         said = [p.communicate() for p in started]
         assert not any(p.returncode for p in started), said[0][1][-2000:]
-        return sum(float(out) for out, _ in said)
-    for kind in ('encoder', 'generator'):
+        return sum(float(out.splitlines()[-1]) for out, _ in said)
+    for kind in ('encoder', 'generator', 'inversion'):
         one, two, apart = rates(kind, batch), rates(kind, batch, 2), rates(kind, batch//2, 1, 2)
         print(f'{kind}: one process {one:.1f} images/s, two {two:.1f}: {two/one:.2f} times; two apart {apart:.1f}: {apart/one:.2f} times', flush=True)
 
@@ -170,6 +174,7 @@ def rate(kind, batch, steps):
     "Print images a second, without the first steps."
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if kind == 'inversion': return inversion_rate(Path(os.environ['CYCLE_NB_RATE']), batch)
     G, nets = Generator(64, z_dim=32), (Perceptual().eval(), Identity().eval())
     pairs = PairBank(64, 64, z_dim=32)
     if kind == 'encoder': task = train_encoder.start_task(G, nets, random_batches(pairs.img), w_only(way(10)), batch=batch)
@@ -180,6 +185,19 @@ def rate(kind, batch, steps):
             self.seconds = task.step > 3 and time.time() - self.start
     fit(task, steps + 3, [clock := Clock()])
     if not process_share()[0]: print(steps*batch/clock.seconds)
+
+
+def inversion_rate(folder, n, batch=8):
+    "Files a second, with refinement and tuning by the shipped networks; of several processes the last one's end counts."
+    own = folder/f'faces-{process_share()[0]}'                    # the same pictures for each process
+    for i, img in enumerate(render(sample_factors(n, make_rng(0)), 64)): save_image(img, own/f'{i:03d}.png')
+    bundle = load_bundle('sdfaces64')
+    with joined_processes():
+        core.wait_for_all()
+        start = time.time()
+        invert_files([own], folder/'out', bundle, batch=batch, refine=2, tune=10)
+        core.wait_for_all()
+    if not process_share()[0]: print(n/(time.time() - start))
 
 
 if __name__ == '__main__':

@@ -77,7 +77,7 @@ def _making_of(
     facts = {k: v for k, v in settings.items() if k not in ('log', 'low_memory')}
     encoders = parse_method(method).encoder, *settings.get('compare', ())
     made = dict(method=str(method), networks=bundle.networks_hash(encoders, edits),
-                edits=list(map(list, edits)))
+                edits=sorted(map(list, edits)))
     return json.loads(json.dumps(made | facts))
 
 def _earlier_results(

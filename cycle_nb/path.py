@@ -8,7 +8,7 @@ __all__ = ['lerp_codes', 'path_out_of_w', 'optimise_from', 'edited', 'true_edit'
 # %% ../nbs/42_path.ipynb #bd8dce92
 import torch
 from torch import Tensor
-from .core import InputError, check_number, own_context
+from .core import InputError, check_number, check_whole, own_context
 from .sdfaces import FACTORS, GroundTruth
 from .latents import spread
 from .project import project
@@ -24,7 +24,7 @@ def lerp_codes(
     t:float, # 0: the first code, 1: the second, beyond 1: farther on the same line
 )->Tensor: # (B,L,D)
     "A point on the line between two codes."
-    return torch.lerp(wp, wplus, float(t))
+    return torch.lerp(wp, wplus, check_number(t, 't'))
 
 def path_out_of_w(
     encoders:list, # of a bundle
@@ -45,7 +45,8 @@ def optimise_from(
     on_step=None, # see `project`
 )->Tensor: # (B,L,D)
     "Optimise every layer's style on from a code: the far end of the path."
-    rise = lambda t: min(1., (t*steps + 1)/warm_up)
+    lr, warm_up = check_number(lr, 'lr', 0), check_whole(warm_up, 'warm_up')
+    rise = lambda t: min(1., (t*steps + 1)/max(1, warm_up))
     return project(target, bundle.generator, bundle.perceptual, 'w+', steps, lr, noise=0.,
                    start=wp, ramp=rise, on_step=on_step)
 
@@ -56,7 +57,7 @@ def edited(
     bundle:Bundle, # knows the directions
 )->Tensor: # (B,L,D)
     "One edit after the other."
-    for name, s in edits: wp = apply_direction(wp, bundle.direction(name), s)
+    for name, s in bundle.check_edits(edits): wp = apply_direction(wp, bundle.direction(name), s)
     return wp
 
 def true_edit(

@@ -11,13 +11,13 @@ import torch
 from functools import partial
 from pathlib import Path
 from .core import (InputError, first_process_first, joined_processes, joined_share,
-    pick_device, process_share, seed_all, wait_for_all)
-from .files import expand_path
+    make_rng, pick_device, process_share, seed_all, wait_for_all)
+from .files import expand_path, read_json, write_json
 from .models import make_card, save_model, state_dict_diff
 from .sdfaces_parts import ATTRIBUTES
 from .sdfaces import render_dataset, sample_factors
-from .core import make_rng
 from .images import ImageFolder
+from .learner import plain, settings_diff
 from .stylegan2 import Generator
 from .gan import Discriminator, double_resolution
 from .train_features import train_nets
@@ -75,10 +75,17 @@ def _check_part(
 def _begin(
     out:Path, # folder of the bundle
     part:str, # what is trained
+    **settings, # told by name: seed, …
 ):
-    "Make the folders: everything that could be refused has been looked at."
+    "Make the folders: everything else that could be refused has been looked at."
     wait_for_all()                      # before another process begins what would look begun
-    for folder in (out, out/'work'/part): output_folder(folder)
+    file = out/'work'/part/'settings.json'
+    was = read_json(file) if file.exists() else plain(settings)
+    differ = settings_diff(was, plain(settings)) if isinstance(was, dict) else ['damaged']
+    if differ: raise InputError(f'{file}: begun under other settings ({"; ".join(differ)}); resume '
+                                'with the old ones, or choose another --out')
+    for folder in (out, file.parent): output_folder(folder)
+    if not joined_share()[0]: write_json(settings, file)
 
 # %% ../nbs/51_recipes.ipynb #a3edaabf
 @joined_processes()
@@ -92,7 +99,7 @@ def make_nets(
     r = _recipe(preset, 'nets')
     out = _check_part(out, 'nets', ['attributes', 'perceptual', 'identity'], resume=resume)
     seed_all(seed)
-    _begin(out, 'nets')
+    _begin(out, 'nets', preset=preset, seed=seed)
     train_nets(out, out/'work'/'nets', seed=seed, **r)
 
 @joined_processes()
@@ -113,7 +120,7 @@ def make_generator(
         raise InputError(f'{start}: reads {G.z_dim} numbers and draws {G.resolution} px; SDFaces '
                          f'are taught from 32, up to {r["stages"][-1][0]} px: add --images DIR')
     seed_all(seed)
-    _begin(out, 'generator')
+    _begin(out, 'generator', preset=preset, seed=seed)
     res = r['stages'][-1][0]
     with first_process_first():
         file = out/'work'/f'pairs-{seed}-{r["pairs"]}-{res}.npy'
@@ -180,7 +187,7 @@ def make_generator_of_images(
     if len(folder) < 100:
         raise InputError(f'{images}: {len(folder)} pictures are too few for a generator; give '
                          'hundreds, better thousands')
-    _begin(out, 'generator')
+    _begin(out, 'generator', resolution=resolution, seed=seed)
     G = G.to(pick_device(device)).train().requires_grad_(True).to(memory_format=torch.channels_last)
     D = Discriminator(G.resolution).to(G.w_avg.device)
     task = AdversarialTask(G, D, without_teacher(partial(folder, own=True)),
@@ -231,7 +238,7 @@ def make_encoders(
     seed_all(seed)
     G, nets = _generator_for(b, generator), b.nets
     real = images and picture_folder(images, G.resolution)
-    _begin(out, 'encoder')
+    _begin(out, 'encoder', preset=preset, seed=seed)
     if generator and not b.has('generator') and not joined_share()[0]:
         save_model(G, out/'generator.safetensors', G.card | make_card('generator'))
     if G.num_ws - 1 != r['sched'].offsets:
@@ -266,7 +273,7 @@ def make_directions(
     b, n = Bundle(out, device), facts.pop('candidates', 32)
     seed_all(seed)
     G, read, names = b.generator, b.attributes, facts.get('names', ATTRIBUTES)
-    _begin(out, 'directions')
+    _begin(out, 'directions', preset=preset, seed=seed)
     free = dict(pca=pca_directions(G, n), closed=closed_form_directions(G, n=n))
     found = {f'_{k}': search_directions(d, G, read, names, seed=seed) for k, d in free.items()}
     found['_stylespace'] = stylespace_directions(G, read, names, seed=seed)

@@ -8,7 +8,7 @@ __all__ = ['ARCHITECTURES', 'Mapping', 'num_channels', 'Block', 'Synthesis', 'Ge
 # %% ../nbs/11_stylegan2.ipynb #7c30ab5b
 import math, torch
 from torch import Tensor, nn
-from .core import mean_across
+from .core import InputError, mean_across
 from .models import HubMixin, register_model
 from .resample import low_pass_kernel, upsample
 from .layers import EqualConv, EqualLinear, StyledConv, ToRGB
@@ -45,7 +45,9 @@ def num_channels(
     channel_max:int, # upper bound
 )->int: # channels
     "The published rule: inversely proportional to the resolution, bounded."
-    return min(channel_base // resolution, channel_max)
+    if found := min(channel_base // resolution, channel_max): return found
+    raise InputError(f'channel_base={channel_base}, channel_max={channel_max}: no channel is left '
+                     f'at {resolution} px; give at least {resolution} and 1')
 
 # %% ../nbs/11_stylegan2.ipynb #323baaf2
 class Block(nn.Module):
@@ -109,8 +111,8 @@ class Synthesis(nn.Module):
         if architecture not in ARCHITECTURES: raise ValueError(f'architecture {architecture!r}')
         self.sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         self.num_ws, n_in = 2 * len(self.sizes), 0
-        rule = [num_channels(r, channel_base, channel_max) for r in self.sizes]
-        for r, n_out in zip(self.sizes, channels or rule, strict=True):
+        rule = lambda: [num_channels(r, channel_base, channel_max) for r in self.sizes]
+        for r, n_out in zip(self.sizes, channels or rule(), strict=True):
             has_torgb = architecture == 'skip' or r == resolution
             setattr(self, f'b{r}', Block(n_in, n_out, w_dim, r, img_channels, has_torgb,
                                          architecture == 'resnet', clamp))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from .core import InputError
+from .core import InputError, check_number, check_whole
 from .files import to_pil
 
 # %% ../nbs/04_vis.ipynb #6a0972f7
@@ -237,12 +237,12 @@ def film(
 ): # HTML
     "Pictures one after the other, again and again; needs no script (an animated WebP)."
     from IPython.display import HTML
-    frames = [im.convert('RGB') for im in frames]
+    frames, ms = [im.convert('RGB') for im in frames], 1000*check_number(seconds, 'seconds', .01)
     if len({im.size for im in frames}) != 1:
         raise InputError('film: give pictures of one size, at least one')
     first, *more = frames
     src = data_uri(first, 'WEBP', save_all=True, append_images=more, loop=0, quality=85, method=6,
-                   duration=round(1000*seconds))
+                   duration=round(ms))
     return HTML(f'<img alt="{html.escape(caption)}" src="{src}">')
 
 # %% ../nbs/04_vis.ipynb #23051bf0
@@ -299,6 +299,7 @@ def slider_view(
 )->SliderView:
     "A picture that follows sliders, with a kernel and without."
     import ipywidgets as widgets
+    stops = check_whole(stops, 'stops', 2)
     for k, a in axes.items():
         if not a or not isinstance(a, list) and not _slides(a):
             raise InputError(f'slider_view: {k} is {a!r}; give (first, last, start) with the start '

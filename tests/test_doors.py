@@ -1,5 +1,5 @@
 "What comes in at the doors: read rightly, or refused in one line that names the thing and the cure; and a bundle whose encoder nobody names."
-import copy, json, shutil, subprocess
+import copy, json, math, shutil, subprocess
 from argparse import Namespace
 import numpy as np
 import pytest, torch
@@ -19,7 +19,7 @@ from cycle_nb.images import load_images
 from cycle_nb.inversion import contact_sheet, invert_batch, join
 from cycle_nb.learner import Checkpoint, Recorder
 from cycle_nb.models import load_tensors, make_card, save_model
-from cycle_nb.path import CodePath
+from cycle_nb.path import CodePath, lerp_codes, optimise_from, render_state
 from cycle_nb.pipeline import run_pipeline, usual_method
 from cycle_nb.project import project
 from cycle_nb.refine import refine, refine_latent
@@ -748,3 +748,39 @@ def test_a_checkpoint_of_other_kinds_of_values(tmp_path, change):
 def test_a_grey_generator_is_not_told_of_a_reader_of_colours(picture):
     G = Generator(64, img_channels=1, channel_base=256, channel_max=8)
     assert 'load_images' not in refused(lambda: as_images(picture, G), '(B,1,64,64)')
+
+# --- what was left ----------------------------------------------------------------------------
+
+def test_another_seed_does_not_go_on_with_a_training(bundle, tmp_path, capsys):
+    "Seen before anything is drawn: a bank of faces has hundreds of megabytes."
+    train = ['train', 'generator', '--preset', 'tiny', '--out', tmp_path]
+    for end in ('safetensors', 'json'): shutil.copy(bundle/f'perceptual.{end}', tmp_path)
+    assert main(list(map(str, train))) == 0
+    before = contents(tmp_path)
+    one_line([*train, '--resume', '--seed', '1'], capsys, 'settings.json', 'seed 0 → 1', 'choose another --out')
+    for text in ('[]', '{', 'null', '{"seed": 1}'):
+        (tmp_path/'work'/'generator'/'settings.json').write_text(text)
+        one_line([*train, '--resume'], capsys, 'settings.json')
+    (tmp_path/'work'/'generator'/'settings.json').write_bytes(before[tmp_path/'work'/'generator'/'settings.json'])
+    assert contents(tmp_path) == before and main(list(map(str, [*train, '--resume']))) == 0
+
+def test_edits_in_another_order_are_the_same_edits(nets, faces, tmp_path):
+    edits = [('smile', 1.), ('age', 2.), ('smile', -1.)]
+    go = lambda edits: invert_files(faces[:1], tmp_path/'out', nets, edits=edits, existing='skip', **ENCODED)['new']
+    assert go(edits) == 1 and go(edits[::-1]) == 0 and go(edits[1:]) == 1
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, 'x', None, [1]])
+def test_small_functions_take_finite_numbers(nets, bad):
+    wp = nets.generator.broadcast(torch.zeros(1, nets.generator.w_dim))
+    img = torch.zeros(1, 3, 64, 64)
+    refused(lambda: lerp_codes(wp, wp, bad), 't=')
+    refused(lambda: optimise_from(img, wp, nets, 1, lr=bad), 'lr=')
+    refused(lambda: optimise_from(img, wp, nets, 1, warm_up=bad), 'warm_up=')
+    refused(lambda: render_state(img, wp, nets, nets.generator, [('smile', bad)]), 'strength of smile')
+    refused(lambda: film([Image.new('RGB', (8, 8))], 'x', bad), 'seconds=')
+    refused(lambda: slider_view(lambda v: Image.new('RGB', (8, 8)), 'x', stops=bad, v=(0., 1., .5)), 'stops=')
+
+def test_no_warm_up_is_one_step_of_it(nets):
+    wp, img = nets.generator.broadcast(torch.zeros(1, nets.generator.w_dim)), torch.zeros(1, 3, 64, 64)
+    assert torch.equal(*(optimise_from(img, wp, nets, 2, warm_up=n) for n in (0, 1)))
+    refused(lambda: slider_view(lambda v: Image.new('RGB', (8, 8)), 'x', stops=1, v=(0., 1., .5)), 'stops=1')

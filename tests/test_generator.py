@@ -373,3 +373,9 @@ def test_damaged_file_is_an_input_error(G, tmp_path):
     for bad in (b'', data[:7], data[:100], data[:-10], b'\xff' * 64):
         (tmp_path/'bad.safetensors').write_bytes(bad)
         with pytest.raises(InputError): load_generator(tmp_path/'bad.safetensors')
+
+def test_a_width_without_channels_is_refused():
+    for make in (Generator, Discriminator):
+        for kw in (dict(resolution=4096), dict(resolution=64, channel_base=32), dict(channel_max=0)):
+            with pytest.raises(InputError, match='no channel is left'): make(**kw)
+    assert Generator(resolution=8, z_dim=4, w_dim=4, channel_base=1, channels=[4, 2]).synthesis.b8.conv1.weight.shape[0] == 2

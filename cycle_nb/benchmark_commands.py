@@ -189,6 +189,18 @@ def _measure_training(a, out)->dict:
     from cycle_nb.speed import measure_training
     return say(measure_training(reference=a.reference, device=a.device))
 
+def _compare_seeds(a, out)->dict:
+    "Claims over faces and trainings, from the figures of records on the same faces."
+    from cycle_nb.core import InputError
+    from cycle_nb.heldout import read_faces
+    from cycle_nb.report import verdict_line
+    from cycle_nb.statistics import claims_over_seeds
+    if len(a.figures) < 2: raise InputError('seeds are compared: name the figures of two or more')
+    read = lambda file: [r for of in read_faces(file).values() for r in of.values()]
+    claims = claims_over_seeds(list(map(read, a.figures)))
+    for c in claims: say(f'{verdict_line(c)}  each {", ".join(f"{v:+.5f}" for v in c["each"])}')
+    return dict(figures=a.figures, intervals='over faces and trainings', claims=claims)
+
 def _measure_rendering(a, out)->dict:
     "Portraits per second, on the CPU."
     from cycle_nb.speed import measure_render
@@ -242,7 +254,8 @@ def _count_at_least(q, usual:int, least:int):
 # %% ../nbs/52_benchmark_commands.ipynb #4d86fa91
 _KINDS = dict(quality=_measure_quality, price=_measure_price, demo=_measure_demo_cost,
               generator=_measure_generator_quality, speed=_measure_tuning, large=_measure_sizes,
-              full=_measure_sizes, render=_measure_rendering, training=_measure_training)
+              full=_measure_sizes, render=_measure_rendering, training=_measure_training,
+              seeds=_compare_seeds)
 _COUNTS = dict(price=(20, 2), generator=(5000, 50), speed=(12, 2), render=(1024, 1)) # usual, least
 
 def add_benchmark(
@@ -256,13 +269,14 @@ def add_benchmark(
         q = kinds.add_parser(name, help=f.__doc__, description=f.__doc__)
         q.add_argument('--out', required=True, help='record to write (.json)')
         q.add_argument('--overwrite', action='store_true', help='replace an earlier record')
-        q.set_defaults(run=_run_benchmark, measure=f, device='cpu' if name == 'render' else None)
+        device = 'cpu' if name in ('render', 'seeds') else None
+        q.set_defaults(run=_run_benchmark, measure=f, device=device)
         _add_kind(q, name)
 
 def _add_kind(q, name:str):
     "The options that only some kinds have."
     scores = name in ('quality', 'price', 'generator')
-    add_common(q, device=name not in ('demo', 'render'), seed=scores)
+    add_common(q, device=name not in ('demo', 'render', 'seeds'), seed=scores)
     if scores or name == 'speed': add_bundle(q)
     if name in _COUNTS: _count_at_least(q, *_COUNTS[name])
     if scores:
@@ -274,3 +288,6 @@ def _add_kind(q, name:str):
         q.add_argument('--reference', metavar='CLONE', help='folder of a clone of '
                        'stylegan2-ada-pytorch: its own code is timed, too')
     if name == 'quality': _add_quality(q)
+    if name == 'seeds':
+        q.add_argument('figures', nargs='+', metavar='FILE', help="a training's …_faces.csv.gz "
+                       'of `benchmark quality`; the first also has what was measured once')

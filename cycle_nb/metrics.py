@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mse', 'psnr', 'gaussian_window', 'num_scales', 'ms_ssim', 'moments', 'frechet', 'manifold_coverage',
-           'precision_recall', 'linear_probe', 'bootstrap', 'sign_flip_test', 'holm']
+           'precision_recall', 'linear_probe', 'bootstrap', 'sign_flip_test', 'holm', 'two_way_bootstrap']
 
 # %% ../nbs/31_metrics.ipynb #e6623a29
 import torch
@@ -172,3 +172,19 @@ def holm(
         least = max(least, min(1., p[i]*(len(p) - rank)))
         out[i] = least
     return out
+
+# %% ../nbs/31_metrics.ipynb #027623fe
+def two_way_bootstrap(
+    x:Tensor, # a number for each training and image (S,N); NaN where there is none
+    n:int=4000, # resamples
+    level:float=.95, # of the interval
+    seed:int=0, # of the resampling
+)->tuple: # mean, low, high, two-sided p-value
+    "Mean with its interval when trainings *and* images are drawn again (Owen 2007)."
+    x, rng = torch.as_tensor(x).double().cpu(), make_rng(seed)
+    rows, columns = (torch.randint(k, (n, k), generator=rng) for k in x.shape)
+    means = torch.stack([x[r][:, c].nanmean() for r, c in zip(rows, columns)])
+    means = means[means.isfinite()]
+    low, high = means.quantile(torch.tensor([(1 - level)/2, (1 + level)/2]).to(x)).tolist()
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return float(x.nanmean()), low, high, min(1., 2*float(tail + 1)/(n + 1))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'mean_interval', 'markdown_table', 'metric_per_image', 'group_rows', 'quality_summary', 'no_edit_baseline',
            'true_features', 'frechet_distances', 'reaches', 'paired_difference', 'paired_differences', 'verdict',
-           'check_claims', 'quality_table', 'edit_shares', 'edit_table']
+           'check_claims', 'quality_table', 'claims_over_seeds', 'edit_shares', 'edit_table']
 
 # %% ../nbs/47_statistics.ipynb #08700c5a
 import torch
 from .sdfaces import GroundTruth, counterfactual_factors, render
-from .metrics import bootstrap, frechet, holm, mse, sign_flip_test
+from .metrics import bootstrap, frechet, holm, mse, sign_flip_test, two_way_bootstrap
 from .generator_quality import extract_features
 from .evaluate import EDIT_CHANGES
 
@@ -126,7 +126,7 @@ def _paired_values(
     hit = torch.tensor([[reaches(x, k) and reaches(y, k) for k in edits] for x, y in zip(a, b)])
     less = lambda r: r['mse'] if name == 'edit_gap' else 0.
     take = lambda rows: torch.tensor([[r[f'{k}/error'] - less(r) for k in edits] for r in rows])
-    mean = lambda v: (torch.where(hit, v, 0).sum(1)/hit.sum(1))[hit.any(1)]
+    mean = lambda v: torch.where(hit, v, 0).sum(1)/hit.sum(1)      # NaN: no edit that both reach
     return mean(take(a)), mean(take(b)), hit.float().mean().item()
 
 def paired_difference(
@@ -136,7 +136,8 @@ def paired_difference(
 )->dict: # mean, low, high, median, better, p, faces; of edits also "reached"; None: no such faces
     "What one method has more of than another, face by face; `better` is the share with less."
     x, y, reached = _paired_values(a, b, name)
-    if not len(d := x - y): return None
+    d = x - y
+    if not len(d := d[~d.isnan()]): return None
     facts = dict(median=float(d.median()), better=float((d < 0).float().mean()),
                  p=sign_flip_test(d)) | ({} if reached is None else dict(reached=reached))
     return mean_interval(d) | {k: round(v, 6) for k, v in facts.items()} | dict(faces=len(d))
@@ -178,6 +179,12 @@ def verdict(
     if d['mean']*d['median'] <= 0: return 'few faces'
     return less if d['mean'] < 0 else more
 
+def _judged(
+    claims:list, # dicts with `p` and what `verdict` reads
+)->list: # with p corrected for their number, and a verdict
+    corrected = holm([c['p'] for c in claims])
+    return [c | dict(p=round(p, 4), verdict=verdict(c, p)) for c, p in zip(claims, corrected)]
+
 def check_claims(
     rows:list, # of `evaluate_methods`
     claims=CLAIMS, # (a, b, axis): a is said to have less of it than b
@@ -189,9 +196,7 @@ def check_claims(
             if a not in of or b not in of or not _metric_keys(of[a], x): continue
             d = paired_difference(of[a], of[b], x)
             if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)
-    for r, p in zip(out, holm([r['p'] for r in out])):
-        r |= dict(p=round(p, 4), verdict=verdict(r, p))
-    return out
+    return _judged(out)
 
 _TITLES, _OWN = {'in': 'inside the domain', 'out': 'outside the domain'}, 'your own pictures'
 
@@ -209,6 +214,39 @@ def quality_table(
         table = markdown_table(['method', *known], rows)
         lines += ['', _TITLES.get(kind, _OWN), '', *table]*bool(known)
     return '\n'.join(lines)
+
+# %% ../nbs/47_statistics.ipynb #fb4bee5d
+def _difference_over_seeds(
+    pairs:list, # (rows of a, rows of b) of each training
+    name:str, # see `_metric_keys`
+)->dict: # as `paired_difference`, with the mean of each training; None: no such faces
+    "What one method has more of than another: mean and interval over faces and trainings."
+    found = [_paired_values(a, b, name) for a, b in pairs]
+    d = torch.stack([x - y for x, y, _ in found])
+    if d.isnan().all(1).any(): return None
+    mean, low, high, p = two_way_bootstrap(d)
+    face = d.nanmean(0)
+    face = face[~face.isnan()]
+    numbers = dict(mean=mean, low=low, high=high, median=float(face.median()), p=p,
+                   better=float((face < 0).float().mean()))
+    if found[0][2] is not None: numbers['reached'] = sum(f[2] for f in found)/len(found)
+    each = [round(v, 6) for v in d.nanmean(1).tolist()]
+    return {k: round(v, 6) for k, v in numbers.items()} | dict(faces=len(face), each=each)
+
+def claims_over_seeds(
+    trainings:list, # rows of `evaluate_methods` for each training, on the same faces
+    claims=CLAIMS, # (a, b, axis): a is said to have less of it than b
+)->list: # of dicts: set, claim, verdict, and what `_difference_over_seeds` says
+    "What is claimed, if faces and trainings had been others; corrected for the number of claims."
+    first, *_ = groups = [group_rows(rows) for rows in trainings]
+    out = []
+    for s, once in first.items():
+        for a, b, x in claims:
+            pairs = [[of.get(s, {}).get(m, once.get(m)) for m in (a, b)] for of in groups]
+            if not all(m and _metric_keys(m, x) for pair in pairs for m in pair): continue
+            d = _difference_over_seeds(pairs, x)
+            if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)
+    return _judged(out)
 
 # %% ../nbs/47_statistics.ipynb #aa8a1c51
 def edit_shares(

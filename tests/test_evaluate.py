@@ -6,7 +6,8 @@ from cycle_nb.stylespace import measure_styles
 from cycle_nb.generator_quality import measure_generator, render_batches
 from cycle_nb.evaluate import EDIT_CHANGES, METHODS, evaluate_batch, evaluate_methods, invert_for, known_methods, used_settings
 from cycle_nb.report import contact_sheets
-from cycle_nb.heldout import faces_and_truth
+from cycle_nb.cli import main
+from cycle_nb.heldout import faces_and_truth, read_faces, save_faces
 from cycle_nb.pipeline import OPTIMISED, REFINEMENTS, Method, parse_method
 from cycle_nb.inversion import invert
 from cycle_nb.statistics import CLAIMS, check_claims, frechet_distances, metric_per_image, no_edit_baseline, paired_differences, quality_summary, quality_table, true_features
@@ -579,3 +580,26 @@ def test_training_is_timed_beside_a_clone(tmp_path, python):
     found = ast.literal_eval(found)
     assert said == 2*['penalty', 'path_step', 'path_step', *once] and found['images_per_s'] > 0 and found['times'] == pytest.approx(found['images_per_s']/found['reference'], abs=.006)
     with pytest.raises(InputError, match='no clone'): measure_training(16, 4, 1, tmp_path)
+
+def test_claims_over_several_trainings(tmp_path, capsys):
+    "Figures of three trainings, from their files: faces paired, what was measured once used in each, few trainings no certainty."
+    g = torch.Generator().manual_seed(0)
+    hard, noise = torch.rand(40, generator=g)*.02, lambda: .0005*float(torch.randn((), generator=g))
+    def training(k, luck, opt):
+        methods = dict(cycle=0., w_long=.002 + luck) | ({'opt-w': -.004, 'opt-wplus': -.004} if opt else {})
+        row = lambda m, i, less: dict(set='in', method=m, version=m, image=i, mse=float(hard[i]) + less + noise(), perceptual=.1 + less + noise(), **{'yaw/error': .01 + less + noise(), 'yaw/success': float(i % 4 > 0)})
+        save_faces([row(m, i, less) for m, less in methods.items() for i in range(40)], tmp_path/f'{k}_faces.csv.gz')
+        return str(tmp_path/f'{k}_faces.csv.gz')
+    files = [training(k, luck, not k) for k, luck in enumerate((0., .0004, -.0004))]
+    out = tmp_path/'seeds.json'
+    assert main(['benchmark', 'seeds', '--out', str(out), *files]) == 0
+    said, found = capsys.readouterr().out, read_json(out)
+    claims = {c['claim']: c for c in found['claims']}
+    assert list(claims) == [f'{x}: {a} < {b}' for a, b, x in CLAIMS if {a, b} <= {'cycle', 'w_long', 'opt-w', 'opt-wplus'}] and said.count('  each ') == len(claims)
+    mse = claims['mse: cycle < w_long']
+    read = [{(r['method'], r['image']): r['mse'] for of in read_faces(f).values() for r in of.values()} for f in files]
+    assert mse['each'] == pytest.approx([sum(r['cycle', i] - r['w_long', i] for i in range(40))/40 for r in read], abs=2e-6)
+    assert mse['verdict'] == 'holds' and mse['faces'] == 40 and mse['mean'] == pytest.approx(sum(mse['each'])/3, abs=2e-6)
+    assert claims['edit: cycle < w_long']['faces'] == 30 and claims['edit: cycle < w_long']['reached'] == .75
+    assert len({*claims['perceptual: opt-wplus < opt-w']['each']}) == 1                     # measured once
+    assert main(['benchmark', 'seeds', '--out', str(tmp_path/'r.json'), files[0]]) == 2 and 'two or more' in capsys.readouterr().err

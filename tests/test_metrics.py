@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest, torch
 from cycle_nb.edit_metrics import change_drawn, edit_error, lec
-from cycle_nb.metrics import bootstrap, frechet, holm, manifold_coverage, ms_ssim, mse, num_scales, precision_recall, psnr, sign_flip_test
+from cycle_nb.metrics import bootstrap, frechet, holm, manifold_coverage, ms_ssim, mse, num_scales, precision_recall, psnr, sign_flip_test, two_way_bootstrap
 from cycle_nb.sdfaces import counterfactual_factors
 from cycle_nb.stylespace import StyleCloud
 from cycle_nb.sdfaces_parts import FACTORS
@@ -85,6 +85,27 @@ def test_bootstrap_agrees_with_scipy():
     want = theirs((x.numpy(),), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     _, low, high = bootstrap(x, 4000)
     assert (low, high) == pytest.approx((want.low, want.high), abs=float(.1*(want.high - want.low)))
+
+def test_two_ways_to_draw_again():
+    "Against loops; with one training as `bootstrap`; holes are passed over; many trainings give the variance of two independent effects."
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 40))*.5 + rng.normal(size=(3, 1)) + rng.normal(size=(1, 40)) + 1
+    x[0, :7] = np.nan
+    means = []
+    for _ in range(4000):
+        r, c = rng.integers(3, size=3), rng.integers(40, size=40)
+        means.append(np.nanmean([[x[i, j] for j in c] for i in r]))
+    mean, low, high, p = two_way_bootstrap(x)
+    want = np.quantile(means, [.025, .975])
+    assert mean == pytest.approx(np.nanmean(x)) and (low, high) == pytest.approx(want, abs=.08*(want[1] - want[0]))
+    assert p == pytest.approx(2*min(np.mean(np.array(means) <= 0), np.mean(np.array(means) >= 0)), abs=.03)
+    one = torch.rand(1, 50, generator=torch.Generator().manual_seed(0))
+    _, low, high = bootstrap(one[0], 4000)
+    assert two_way_bootstrap(one)[1:3] == pytest.approx((low, high), abs=.1*(high - low)) and two_way_bootstrap(one)[3] < .001
+    many = rng.normal(size=(60, 1)) + 2*rng.normal(size=(1, 80))
+    _, low, high, _ = two_way_bootstrap(many)
+    assert (high - low)/2 == pytest.approx(1.96*(many.mean(1).var()/60 + many.mean(0).var()/80)**.5, rel=.15)
+    assert two_way_bootstrap(many) == two_way_bootstrap(many) and two_way_bootstrap(-many)[0] == -two_way_bootstrap(many)[0]
 
 @pytest.mark.parametrize("n,shift", [(5, .8), (9, .3), (11, 1.), (40, .35), (40, 0.)])
 def test_sign_flips_agree_with_scipy(n, shift):

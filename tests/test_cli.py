@@ -8,7 +8,7 @@ from PIL import Image
 from cycle_nb.files import read_image, read_json, to_tensor
 from cycle_nb.inversion import Inversion, invert
 from cycle_nb.bundle import load_bundle
-from cycle_nb import bundle as bundles, checkpoints, core, export_web, files, folder_inversion, generator_quality, models, price, recipes, report, speed
+from cycle_nb import bundle as bundles, checkpoints, core, export_web, files, folder_inversion, generator_quality, heldout, models, price, recipes, report, speed, statistics
 from cycle_nb.benchmark_commands import settle_options
 from cycle_nb.cli import main, parser
 from cycle_nb.images import samples
@@ -75,7 +75,7 @@ def commands(p, words=()):
     for name, q in (subs[0].choices.items() if subs else ()): yield from commands(q, (*words, name))
 
 LINES = {'demo': [''], 'invert': ['f.png --out o'], 'export-web': ['--out o'], 'convert': ['a.pt b.pt'], 'train generator': ['--out o', '--out o --images .'],
-         'benchmark quality': ['--out o', '--out o --methods w+refine+tune']}       # what each command is tried with; others: --out o
+         'benchmark quality': ['--out o', '--out o --methods w+refine+tune'], 'benchmark seeds': ['--out o a b']}       # what each command is tried with; others: --out o
 
 @pytest.fixture
 def calls(monkeypatch):
@@ -91,6 +91,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(core, 'pick_device', lambda name: torch.device('cpu')); monkeypatch.setattr(models, 'make_card', lambda *a, **kw: {})     # a fact in a record is no use
     watch(folder_inversion, invert_files=dict(new=0, failures=[], stopped=False)); watch(checkpoints, convert='')
     watch(recipes, make_nets=None, make_generator=None, make_generator_of_images=None, make_encoders=None, make_directions=None)
+    watch(heldout, read_faces={}); watch(statistics, claims_over_seeds=[])
     watch(report, check_new=Path('o/index.html'), quality_record=({}, [], {}), quality_text='', write_quality=None); watch(price, price_record=(dict(sets={}), []))
     watch(generator_quality, measure_generator={}, missed_changes={}); watch(export_web, export_images=None, fetch_runtime=None, measure_web={})
     watch(speed, measure_training={}, measure_speed=dict(race={}), measure_in_process={}, measure_demo=dict(cores=1), measure_render=dict(cores=1))

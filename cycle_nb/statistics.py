@@ -9,6 +9,7 @@ __all__ = ['CLAIMS', 'mean_interval', 'markdown_table', 'metric_per_image', 'gro
 
 # %% ../nbs/47_statistics.ipynb #08700c5a
 import torch
+from .core import InputError
 from .sdfaces import GroundTruth, counterfactual_factors, render
 from .metrics import bootstrap, frechet, holm, mse, sign_flip_test, two_way_bootstrap
 from .generator_quality import extract_features
@@ -221,6 +222,9 @@ def _difference_over_seeds(
     name:str, # see `_metric_keys`
 )->dict: # as `paired_difference`, with the mean of each training; None: no such faces
     "What one method has more of than another: mean and interval over faces and trainings."
+    if len({tuple(r['image'] for r in rows) for pair in pairs for rows in pair}) > 1:
+        raise InputError('the trainings were not measured on the same faces; measure them again, '
+                         'with the same --images and --outside')
     found = [_paired_values(a, b, name) for a, b in pairs]
     d = torch.stack([x - y for x, y, _ in found])
     if d.isnan().all(1).any(): return None

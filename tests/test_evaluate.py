@@ -603,3 +603,5 @@ def test_claims_over_several_trainings(tmp_path, capsys):
     assert claims['edit: cycle < w_long']['faces'] == 30 and claims['edit: cycle < w_long']['reached'] == .75
     assert len({*claims['perceptual: opt-wplus < opt-w']['each']}) == 1                     # measured once
     assert main(['benchmark', 'seeds', '--out', str(tmp_path/'r.json'), files[0]]) == 2 and 'two or more' in capsys.readouterr().err
+    save_faces([r for of in read_faces(files[1]).values() for i, r in of.items() if i < 39], tmp_path/'fewer_faces.csv.gz')
+    assert main(['benchmark', 'seeds', '--out', str(tmp_path/'r.json'), files[0], str(tmp_path/'fewer_faces.csv.gz')]) == 2 and 'same faces' in capsys.readouterr().err

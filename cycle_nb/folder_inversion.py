@@ -20,7 +20,7 @@ from .models import make_card
 from .images import image_paths, load_images
 from .bundle import Bundle, load_bundle
 from .results import (check_files, check_output, each_unique_name, file_label,
-    load_card, load_result, one_run, output_folder, result_folders, safe_filename)
+    finite_rows, load_card, load_result, one_run, output_folder, result_folders, safe_filename)
 from .pipeline import BATCH, METRICS, check_settings, parse_method, usual_method
 from .inversion import invert_batch
 
@@ -214,8 +214,7 @@ def _read(paths, size, failures):
 
 def _drop_not_finite(inv, failures):
     "Those images of a batch whose result is made of numbers; the others are named."
-    pairs = zip(inv.img.flatten(1).isfinite().all(1), inv.wp.flatten(1).isfinite().all(1))
-    good = [bool(a & b) for a, b in pairs]
+    good = finite_rows(inv.img, inv.wp)
     for ok, c in zip(good, inv.cards):
         why = f'{c["source"]}: its result is not finite; check networks and settings'
         if not ok: _failed(failures, c['source'], why)

@@ -21,8 +21,8 @@ from .directions import apply_direction, check_strengths
 from .bundle import Bundle, load_bundle, synthesize
 from .pipeline import (BATCH, LABELS, METRICS, check_settings, mean_metrics, mean_of,
     measure_reconstruction, run_pipeline, usual_method)
-from .results import (check_names, load_result, made_with, output_folder, read_each,
-    save_results, saved_folders, unique_names)
+from .results import (check_names, check_rows, load_result, made_with, output_folder,
+    read_each, save_results, saved_folders, unique_names)
 
 # %% ../nbs/40_inversion.ipynb #7335e1a5
 @dataclass
@@ -208,10 +208,10 @@ def invert(
     names = unique_names(labels)
     inv = join([invert_batch(imgs[i:i + batch], names[i:i + batch], bundle, method, **settings)
                 for i in range(0, len(imgs), batch)])
+    check_rows(bundle.folder or bundle.name, names, inv.img, inv.wp)
     facts = {k: v for k, v in settings.items() if k != 'log'}
     nets = bundle.networks_hash([method.encoder, *settings['compare']])
-    facts |= dict(method=str(method), networks=nets)
-    inv.cards = [make_card('inversion', **facts)]*len(inv)
+    inv.cards = [make_card('inversion', **facts, method=str(method), networks=nets)]*len(inv)
     return inv
 
 # %% ../nbs/40_inversion.ipynb #69333a29

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'LONGEST', 'file_label', 'safe_filename', 'each_unique_name', 'check_names', 'unique_names',
-           'clear_remains', 'output_folder', 'check_output', 'one_run', 'atomic_folders', 'save_results',
-           'result_folders', 'load_card', 'made_with', 'check_files', 'saved_folders', 'read_each', 'load_result']
+           'clear_remains', 'output_folder', 'check_output', 'one_run', 'atomic_folders', 'save_results', 'finite_rows',
+           'check_rows', 'result_folders', 'load_card', 'made_with', 'check_files', 'saved_folders', 'read_each',
+           'load_result']
 
 # %% ../nbs/39_results.ipynb #bc4043e9
 import hashlib, json, math, os, platform, re, shutil, tempfile, time, torch, unicodedata, warnings
@@ -221,6 +222,22 @@ def _hash(data:bytes)->str: # 16 hexadecimal digits
 def _is_finite(t)->bool:
     "No NaN, nothing infinite; whole numbers are."
     return not t.is_floating_point() or bool(t.isfinite().all())
+
+def finite_rows(
+    *batches:Tensor, # (B,…)
+)->list: # of B bools
+    "Which rows are made of finite numbers, in all of some batches."
+    return torch.stack([t.flatten(1).isfinite().all(1) for t in batches]).all(0).tolist()
+
+def check_rows(
+    where, # what made them, for the message
+    names:list, # of B images
+    *batches:Tensor, # (B,…)
+):
+    "`InputError` that names the first image whose result holds something that is no number."
+    bad = [n for n, good in zip(names, finite_rows(*batches)) if not good]
+    if bad: raise InputError(f'{where}: its result for {bad[0]} is not finite; check networks and '
+                             'settings')
 
 def _broken(path, why):
     "What to say of a damaged result."

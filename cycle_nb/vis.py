@@ -329,7 +329,7 @@ def captioned_html(
     im, c = (to_pil(img) if isinstance(img, Tensor) else img), html.escape(caption)
     src = data_uri(im.resize((size, size), Image.BICUBIC), 'JPEG', quality=90, subsampling=0)
     look = 'display:block;border-radius:8px;margin-bottom:4px;width:100%;height:auto'
-    return (f'<div style="{_LOOK}text-align:center;flex:0 1 {size}px;min-width:min(140px,44%)">'
+    return (f'<div style="{_LOOK}text-align:center;flex:0 1 min({size}px,50% - 6px)">'
             f'<img alt="{c}" style="{look}" src="{src}">{c}</div>')
 
 def numbers_html(

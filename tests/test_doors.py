@@ -784,3 +784,14 @@ def test_no_warm_up_is_one_step_of_it(nets):
     wp, img = nets.generator.broadcast(torch.zeros(1, nets.generator.w_dim)), torch.zeros(1, 3, 64, 64)
     assert torch.equal(*(optimise_from(img, wp, nets, 2, warm_up=n) for n in (0, 1)))
     refused(lambda: slider_view(lambda v: Image.new('RGB', (8, 8)), 'x', stops=1, v=(0., 1., .5)), 'stops=1')
+
+@pytest.mark.parametrize('value', [3e38, -3e38])
+def test_weights_that_overflow_give_no_result(bundle, tmp_path, value):
+    "Finite, so they are loaded; what they draw is not."
+    home = moved(bundle, tmp_path/'home', {})
+    tensors, card = load_tensors(home/'generator.safetensors')
+    tensors = {k: v.float() for k, v in tensors.items()}
+    tensors[next(k for k in tensors if k.endswith('b8.conv0.weight'))].view(-1)[0] = value
+    save_file(tensors, home/'generator.safetensors', dict(card=json.dumps(card)))
+    imgs = render(sample_factors(3, make_rng(0)), 64)
+    refused(lambda: invert(imgs, home, refine=0, tune=0, batch=2), str(home), 'for image0 is', 'not finite')

@@ -177,6 +177,20 @@ def move_everything(page, picture):
     assert not page.locator('text=Traceback').count() and not page.locator('.cycle-explorer-error').count()
     assert not page.problems, page.problems
 
+def on_a_telephone(page, picture):
+    "The same page, narrow: all of it is seen, and a slider moves the picture."
+    page.set_viewport_size(dict(width=390, height=844))
+    page.locator('.cycle-explorer-i select').select_option(index=0)
+    first = shown(page, 'i=0', 't=4')           # with all numbers
+    page.locator(PANEL).scroll_into_view_if_needed()
+    page.screenshot(path=picture)
+    wide = page.evaluate('s => Math.max(...[...document.querySelectorAll(`${s} *, [class*=cycle-explorer]`)].map(e => e.getBoundingClientRect().right))', PANEL)
+    assert {'mse', 'edit_error', 'no_edit_error'} <= set(first['numbers']) and wide <= 390, f'something ends at {wide} pixels'
+    tops = page.evaluate('s => [...document.querySelectorAll(`${s} img`)].map(e => e.getBoundingClientRect().top)', PANEL)
+    assert tops[0] == tops[1] < tops[2] == tops[3]                # two by two
+    press(page, 'strength', 'ArrowRight', 1)
+    assert shown(page, 'strength=-1.15')['imgs']['edit'] != first['imgs']['edit']
+
 @pytest.mark.timeout(1200)
 def test_the_explorer_explores(lab, page, tmp_path):
     page.goto(lab)
@@ -186,6 +200,8 @@ def test_the_explorer_explores(lab, page, tmp_path):
     page.wait_for_selector(f'{PANEL} img', timeout=600_000)
     page.wait_for_function('() => window.ranAll', timeout=600_000)
     move_everything(page, os.environ.get('CYCLE_NB_SCREENSHOT', tmp_path/'explorer.png'))
+    page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")      # the files' list would leave it no room
+    on_a_telephone(page, os.environ.get('CYCLE_NB_SCREENSHOT_PHONE', tmp_path/'explorer_phone.png'))
 
 @pytest.mark.timeout(1200)
 def test_the_explorer_explores_without_its_code(voila, page, tmp_path):
@@ -194,13 +210,7 @@ def test_the_explorer_explores_without_its_code(voila, page, tmp_path):
     page.wait_for_selector(f'{PANEL} img', timeout=900_000)
     assert not page.locator('text=load_bundle(').count()
     move_everything(page, os.environ.get('CYCLE_NB_SCREENSHOT', tmp_path/'voila.png'))
-    page.set_viewport_size(dict(width=390, height=844))
-    page.locator('.cycle-explorer-i select').select_option(index=0)
-    first = shown(page, 'i=0', 't=4')           # with all numbers
-    wide = page.evaluate('s => Math.max(...[...document.querySelectorAll(`${s} *, [class*=cycle-explorer]`)].map(e => e.getBoundingClientRect().right))', PANEL)
-    assert {'mse', 'edit_error', 'no_edit_error'} <= set(first['numbers']) and wide <= 390, f'something ends at {wide} pixels'
-    press(page, 'strength', 'ArrowRight', 1)
-    assert shown(page, 'strength=-1.15')['imgs']['edit'] != first['imgs']['edit']
+    on_a_telephone(page, os.environ.get('CYCLE_NB_SCREENSHOT_PHONE', tmp_path/'voila_phone.png'))
 
 
 # --- without a browser -----------------------------------------------------------------------

@@ -208,7 +208,8 @@ def price_text(
         return (f"{v['mean']:+.4f} [{v['low']:+.4f}, {v['high']:+.4f}], W better on "
                 f"{1 - v['better']:.0%} of {v['faces']}, {v['verdict']}")
     head = list(dict.fromkeys(k for m in table.values() for k in m))
-    lines = [[f'W+ {s}' if s else 'W', *(cell(m.get(k)) for k in head)] for s, m in table.items()]
+    label = lambda s: f'W+ {s}' if int(s) else 'W'
+    lines = [[label(s), *(cell(m.get(k)) for k in head)] for s, m in table.items()]
     return '\n'.join(markdown_table(['code', *head], lines))
 
 def price_record(

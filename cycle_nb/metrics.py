@@ -187,4 +187,4 @@ def two_way_bootstrap(
     means = means[means.isfinite()]
     low, high = means.quantile(torch.tensor([(1 - level)/2, (1 + level)/2]).to(x)).tolist()
     tail = min((means <= 0).sum(), (means >= 0).sum())
-    return float(x.nanmean()), low, high, min(1., 2*float(tail + 1)/(n + 1))
+    return float(x.nanmean()), low, high, min(1., 2*float(tail + 1)/(len(means) + 1))

@@ -45,8 +45,8 @@ def optimise_from(
     on_step=None, # see `project`
 )->Tensor: # (B,L,D)
     "Optimise every layer's style on from a code: the far end of the path."
-    lr, warm_up = check_number(lr, 'lr', 0), check_whole(warm_up, 'warm_up')
-    rise = lambda t: min(1., (t*steps + 1)/max(1, warm_up))
+    over = max(1, check_whole(warm_up, 'warm_up'))
+    rise = lambda t: min(1., (t*steps + 1)/over)
     return project(target, bundle.generator, bundle.perceptual, 'w+', steps, lr, noise=0.,
                    start=wp, ramp=rise, on_step=on_step)
 
@@ -57,7 +57,9 @@ def edited(
     bundle:Bundle, # knows the directions
 )->Tensor: # (B,L,D)
     "One edit after the other."
-    for name, s in bundle.check_edits(edits): wp = apply_direction(wp, bundle.direction(name), s)
+    for name, s in edits:
+        s = check_number(s, f'strength of {name}')
+        wp = apply_direction(wp, bundle.direction(name), s)
     return wp
 
 def true_edit(

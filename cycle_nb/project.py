@@ -8,7 +8,8 @@ __all__ = ['lr_ramp', 'w_std', 'project']
 # %% ../nbs/23_project.ipynb #745d6788
 import math, torch
 from torch import Tensor
-from .core import InputError, as_codes, as_images, check_steps, make_rng, own_context
+from cycle_nb.core import (InputError, as_codes, as_images, check_number, check_steps, make_rng,
+    own_context)
 from .learner import progress
 from .latents import sample_w
 
@@ -56,7 +57,7 @@ def project(
     on_step=None, # called with (step, wp, loss (B,))
 )->Tensor: # (B,L,D)
     "Invert by optimising the code (StyleGAN2's projector; in W+ as in Image2StyleGAN)."
-    img, steps = as_images(img, G), check_steps(steps)
+    img, steps, lr = as_images(img, G), check_steps(steps), check_number(lr, "lr", 0)
     code, rng = _start(G, len(img), space, start), make_rng(seed)
     opt, sigma = torch.optim.Adam([code], betas=(.9, .999)), noise*w_std(G)
     for step in progress(range(steps), desc=f"project in {space.upper()}"):

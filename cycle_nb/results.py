@@ -167,7 +167,6 @@ def one_run(
         yield
     finally: os.close(file)                     # the system does it for a process that is killed
 
-
 # %% ../nbs/39_results.ipynb #b07b5671
 @contextmanager
 def atomic_folders(

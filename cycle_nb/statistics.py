@@ -130,6 +130,16 @@ def _paired_values(
     mean = lambda v: torch.where(hit, v, 0).sum(1)/hit.sum(1)      # NaN: no edit that both reach
     return mean(take(a)), mean(take(b)), hit.float().mean().item()
 
+def _of_faces(
+    d, # differences, one for each face (N,)
+    p:float, # of a test
+    reached:float=None, # rate of edits that both reach; None: no edit
+)->dict: # median, better, p, faces; of edits also "reached"
+    "What stands beside a mean difference and its interval."
+    facts = dict(median=float(d.median()), better=float((d < 0).float().mean()), p=p)
+    if reached is not None: facts['reached'] = reached
+    return {k: round(v, 6) for k, v in facts.items()} | dict(faces=len(d))
+
 def paired_difference(
     a:list, # rows of one method
     b:list, # rows of another, the same faces
@@ -139,9 +149,7 @@ def paired_difference(
     x, y, reached = _paired_values(a, b, name)
     d = x - y
     if not len(d := d[~d.isnan()]): return None
-    facts = dict(median=float(d.median()), better=float((d < 0).float().mean()),
-                 p=sign_flip_test(d)) | ({} if reached is None else dict(reached=reached))
-    return mean_interval(d) | {k: round(v, 6) for k, v in facts.items()} | dict(faces=len(d))
+    return mean_interval(d) | _of_faces(d, sign_flip_test(d), reached)
 
 def paired_differences(
     rows:list, # of `evaluate_methods`
@@ -180,24 +188,29 @@ def verdict(
     if d['mean']*d['median'] <= 0: return 'few faces'
     return less if d['mean'] < 0 else more
 
-def _judged(
-    claims:list, # dicts with `p` and what `verdict` reads
-)->list: # with p corrected for their number, and a verdict
-    corrected = holm([c['p'] for c in claims])
-    return [c | dict(p=round(p, 4), verdict=verdict(c, p)) for c, p in zip(claims, corrected)]
+def _check_each(
+    trainings:list, # rows for each; what is not in a later one is taken from the first
+    claims, # (a, b, axis)
+    difference, # called with pairs of rows, one for each training, and an axis
+)->list: # of dicts: set, claim, verdict, and what `difference` says
+    "Every claim in every set, corrected for their number; what was not measured is left out."
+    first, *_ = groups = [group_rows(rows) for rows in trainings]
+    out = []
+    for s, once in first.items():
+        for a, b, x in claims:
+            pairs = [[of.get(s, {}).get(m, once.get(m)) for m in (a, b)] for of in groups]
+            if not all(m and _metric_keys(m, x) for pair in pairs for m in pair): continue
+            d = difference(pairs, x)
+            if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)
+    corrected = holm([c['p'] for c in out])
+    return [c | dict(p=round(p, 4), verdict=verdict(c, p)) for c, p in zip(out, corrected)]
 
 def check_claims(
     rows:list, # of `evaluate_methods`
     claims=CLAIMS, # (a, b, axis): a is said to have less of it than b
 )->list: # of dicts: set, claim, verdict, and what `paired_difference` says
     "What is claimed, face by face, corrected for their number; what was not measured is left out."
-    out = []
-    for s, of in group_rows(rows).items():
-        for a, b, x in claims:
-            if a not in of or b not in of or not _metric_keys(of[a], x): continue
-            d = paired_difference(of[a], of[b], x)
-            if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)
-    return _judged(out)
+    return _check_each([rows], claims, lambda pairs, x: paired_difference(*pairs[0], x))
 
 _TITLES, _OWN = {'in': 'inside the domain', 'out': 'outside the domain'}, 'your own pictures'
 
@@ -228,29 +241,19 @@ def _difference_over_seeds(
     found = [_paired_values(a, b, name) for a, b in pairs]
     d = torch.stack([x - y for x, y, _ in found])
     if d.isnan().all(1).any(): return None
-    mean, low, high, p = two_way_bootstrap(d)
-    face = d.nanmean(0)
-    face = face[~face.isnan()]
-    numbers = dict(mean=mean, low=low, high=high, median=float(face.median()), p=p,
-                   better=float((face < 0).float().mean()))
-    if found[0][2] is not None: numbers['reached'] = sum(f[2] for f in found)/len(found)
+    *interval, p = two_way_bootstrap(d)
+    mean = dict(zip(('mean', 'low', 'high'), (round(v, 6) for v in interval)))
+    face, rates = d.nanmean(0), [rate for *_, rate in found]
+    reached = None if None in rates else sum(rates)/len(rates)
     each = [round(v, 6) for v in d.nanmean(1).tolist()]
-    return {k: round(v, 6) for k, v in numbers.items()} | dict(faces=len(face), each=each)
+    return mean | _of_faces(face[~face.isnan()], p, reached) | dict(each=each)
 
 def claims_over_seeds(
     trainings:list, # rows of `evaluate_methods` for each training, on the same faces
     claims=CLAIMS, # (a, b, axis): a is said to have less of it than b
 )->list: # of dicts: set, claim, verdict, and what `_difference_over_seeds` says
     "What is claimed, if faces and trainings had been others; corrected for the number of claims."
-    first, *_ = groups = [group_rows(rows) for rows in trainings]
-    out = []
-    for s, once in first.items():
-        for a, b, x in claims:
-            pairs = [[of.get(s, {}).get(m, once.get(m)) for m in (a, b)] for of in groups]
-            if not all(m and _metric_keys(m, x) for pair in pairs for m in pair): continue
-            d = _difference_over_seeds(pairs, x)
-            if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)
-    return _judged(out)
+    return _check_each(trainings, claims, _difference_over_seeds)
 
 # %% ../nbs/47_statistics.ipynb #aa8a1c51
 def edit_shares(

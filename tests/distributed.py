@@ -159,10 +159,9 @@ def speed(batch, steps):
     two that share each batch (or the files), and two that know nothing of each other (half of it each). The last is what this machine's cores can give."""
     def rates(kind, batch, n=1, at_once=1):
         run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), __file__, 'rate', kind, '--batch', str(batch), '--steps', str(steps)]
-        start = lambda: subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                         env=os.environ | dict(OMP_NUM_THREADS='1', CYCLE_NB_RATE=tempfile.mkdtemp(prefix='cycle_nb-rate-')))
-        started = [start() for _ in range(at_once)]
-        said = [p.communicate() for p in started]
+        with tempfile.TemporaryDirectory() as work:
+            started = [subprocess.Popen([*run, '--work', f'{work}/{k}'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')) for k in range(at_once)]
+            said = [p.communicate() for p in started]
         assert not any(p.returncode for p in started), said[0][1][-2000:]
         return sum(float(out.splitlines()[-1]) for out, _ in said)
     for kind in ('encoder', 'generator', 'inversion'):
@@ -170,11 +169,11 @@ def speed(batch, steps):
         print(f'{kind}: one process {one:.1f} images/s, two {two:.1f}: {two/one:.2f} times; two apart {apart:.1f}: {apart/one:.2f} times', flush=True)
 
 
-def rate(kind, batch, steps):
+def rate(kind, batch, steps, work):
     "Print images a second, without the first steps."
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if kind == 'inversion': return inversion_rate(Path(os.environ['CYCLE_NB_RATE']), batch)
+    if kind == 'inversion': return inversion_rate(work, batch)
     G, nets = Generator(64, z_dim=32), (Perceptual().eval(), Identity().eval())
     pairs = PairBank(64, 64, z_dim=32)
     if kind == 'encoder': task = train_encoder.start_task(G, nets, random_batches(pairs.img), w_only(way(10)), batch=batch)
@@ -206,8 +205,9 @@ if __name__ == '__main__':
     p.add_argument('where', nargs='?')
     p.add_argument('--steps', type=int, default=16)
     p.add_argument('--batch', type=int, default=32)
+    p.add_argument('--work', type=Path, help='of `rate`: where its files go')
     a = p.parse_args()
     if a.what == 'losses': losses(Path(a.where))
     if a.what == 'accidents': accidents(Path(a.where).resolve())
     if a.what == 'speed': speed(a.batch, a.steps)
-    if a.what == 'rate': rate(a.where, a.batch, a.steps)
+    if a.what == 'rate': rate(a.where, a.batch, a.steps, a.work)

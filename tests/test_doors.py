@@ -19,7 +19,7 @@ from cycle_nb.images import load_images
 from cycle_nb.inversion import contact_sheet, invert_batch, join
 from cycle_nb.learner import Checkpoint, Recorder
 from cycle_nb.models import load_tensors, make_card, save_model
-from cycle_nb.path import CodePath, lerp_codes, optimise_from, render_state
+from cycle_nb.path import CodePath, edited, lerp_codes, optimise_from, render_state
 from cycle_nb.pipeline import run_pipeline, usual_method
 from cycle_nb.project import project
 from cycle_nb.refine import refine, refine_latent
@@ -775,10 +775,17 @@ def test_small_functions_take_finite_numbers(nets, bad):
     img = torch.zeros(1, 3, 64, 64)
     refused(lambda: lerp_codes(wp, wp, bad), 't=')
     refused(lambda: optimise_from(img, wp, nets, 1, lr=bad), 'lr=')
+    refused(lambda: project(img, nets.generator, nets.perceptual, steps=1, lr=bad), 'lr=')
     refused(lambda: optimise_from(img, wp, nets, 1, warm_up=bad), 'warm_up=')
     refused(lambda: render_state(img, wp, nets, nets.generator, [('smile', bad)]), 'strength of smile')
     refused(lambda: film([Image.new('RGB', (8, 8))], 'x', bad), 'seconds=')
     refused(lambda: slider_view(lambda v: Image.new('RGB', (8, 8)), 'x', stops=bad, v=(0., 1., .5)), 'stops=')
+
+def test_the_same_edit_twice_goes_twice_as_far(nets):
+    "Both controls of the explorer may ask for it."
+    wp = nets.generator.broadcast(torch.zeros(1, nets.generator.w_dim))
+    assert torch.allclose(edited(wp, [('smile', 1.), ('smile', 1.)], nets), edited(wp, [('smile', 2.)], nets), atol=1e-6)
+    assert not torch.allclose(edited(wp, [('smile', 1.)], nets), edited(wp, [('smile', 2.)], nets), atol=1e-3)
 
 def test_no_warm_up_is_one_step_of_it(nets):
     wp, img = nets.generator.broadcast(torch.zeros(1, nets.generator.w_dim)), torch.zeros(1, 3, 64, 64)

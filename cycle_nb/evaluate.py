@@ -7,7 +7,7 @@ __all__ = ['EDIT_CHANGES', 'METHODS', 'evaluate_batch', 'used_settings', 'known_
            'evaluate_methods']
 
 # %% ../nbs/46_evaluate.ipynb #956175eb
-import time, torch
+import hashlib, time, torch
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from cycle_nb.heldout import (cached_tensor, image_sets, import_results, part_pa
     run_parallel)
 
 # %% ../nbs/46_evaluate.ipynb #6643800a
-EDIT_CHANGES = dict(yaw=1., smile=1., mouth=1., age=1., glasses=1.5, light=1.) # factor -> change
+EDIT_CHANGES = dict(yaw=1., pitch=1., smile=1., mouth=1., age=1., glasses=1.5, gaze=1., light=1.)
 METHODS = ['opt-w', 'opt-wplus', 'w', 'w_long', 'wplus', 'cycle', 'cycle-all', 'w+refine',
            'wplus+refine', 'cycle+refine'] # the ways to a pivot that are compared by default
 
@@ -72,6 +72,7 @@ def evaluate_batch(
 # %% ../nbs/46_evaluate.ipynb #c4032deb
 _Job = namedtuple('Job', 'kind n take method cut part codes') # what is measured, and its files
 _NETS = 'generator', 'perceptual', 'identity', 'attributes', 'directions'
+_EDITS = dict(edits=hashlib.sha256(repr(EDIT_CHANGES).encode()).hexdigest()[:6])
 
 def used_settings(
     m:Method,
@@ -113,7 +114,7 @@ def plan_jobs(
             m = parse_method(method, b.encoders)
             finds = b.fingerprint(*_NETS[:3], *filter(None, [m.encoder]))
             by_whom = '+'.join([finds, by.fingerprint(*_NETS[1:]), *more])
-            tag = facts | used_settings(m, settings) | dict(bundle=by_whom, method=method)
+            tag = facts | used_settings(m, settings) | dict(bundle=by_whom, method=method) | _EDITS
             pivot = replace(m, tune=False)
             pivots = facts | used_settings(pivot, settings) | dict(bundle=finds, method=pivot)
             for i in range(0, n, batch):

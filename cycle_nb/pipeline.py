@@ -11,10 +11,11 @@ __all__ = ['BATCH', 'SETTINGS', 'OPTIMISED', 'REFINEMENTS', 'Step', 'METRICS', '
 import torch
 from collections import namedtuple
 from dataclasses import dataclass
+from functools import partial
 from torch import Tensor
 from cycle_nb.core import (InputError, as_images, check_number, check_steps, check_whole,
     own_context)
-from .project import project
+from .project import project, project_best
 from .refine import refine as refine_pivot, refine_latent
 from .tune_fast import preset_settings, recover_quantized, tune_batch
 from .bundle import ENCODERS, Bundle, encode, synthesize
@@ -22,7 +23,8 @@ from .bundle import ENCODERS, Bundle, encode, synthesize
 # %% ../nbs/38_pipeline.ipynb #267add9f
 BATCH = 12 # images at a time unless told otherwise: measuring does what inverting does
 SETTINGS = dict(seed=0, refine=15, tune=350, threshold=None, preset='fast') # where none is named
-OPTIMISED = {'opt-w': 'w', 'opt-wplus': 'w+'} # pivots found by optimisation: name -> space
+OPTIMISED = { # pivots that no encoder finds: name -> search
+    'opt-w': project, 'opt-wplus': partial(project, space='w+'), 'opt-w-long': project_best}
 REFINEMENTS = { # name of a refinement -> arguments of `refine` or `refine_latent`
     'refine': {}, 'refine-paper': dict(reg_interval=1), 'refine-free': dict(lambda_reg=0.),
     'refine-train': dict(train_mode=True), 'latent': {}, 'latent-free': dict(lambda_w=0.)}
@@ -100,7 +102,7 @@ def find_pivot(
     "The first code of each image."
     G = bundle.generator
     if method.encoder is None:
-        return project(target, G, bundle.perceptual, OPTIMISED[method.pivot], seed=seed)
+        return OPTIMISED[method.pivot](target, G, bundle.perceptual, seed=seed)
     return encode(target, bundle, method.encoder, _stage_of(method, bundle))
 
 def _refine_pivots(
@@ -113,13 +115,13 @@ def _refine_pivots(
     low_memory:bool=False, # one image's graph at a time
 )->Tensor: # (B,L,D)
     "Refined codes: by fine-tuning the encoder on each image, or by moving the code."
-    G, (look, identity, _), how = bundle.generator, bundle.nets, REFINEMENTS[method.refine]
+    G, (look, identity, _) = bundle.generator, bundle.nets
+    how = REFINEMENTS[method.refine] | dict(steps=steps)
     if method.refine.startswith('latent'):
-        return refine_latent(target, wp, G, look, identity, steps=steps, **how)
-    stage = _stage_of(method, bundle)
-    return refine_pivot(target, bundle.encoder(method.encoder), G, look, identity,
-                        bundle.reg_images(seed=seed), seed, stage=stage, steps=steps,
-                        low_memory=low_memory, **how)
+        return refine_latent(target, wp, G, look, identity, **how)
+    E, stage = bundle.encoder(method.encoder), _stage_of(method, bundle)
+    return refine_pivot(target, E, G, look, identity, bundle.reg_images(seed=seed), seed,
+                        stage=stage, low_memory=low_memory, **how)
 
 def tune_as_stored(
     target:Tensor, # (B,3,H,W)
@@ -217,8 +219,7 @@ def mean_metrics(
     metrics:list, # rows: image, step, mse, perceptual, identity, seconds
 )->dict: # step -> name -> mean
     "Averages over the images, step by step."
-    names = dict.fromkeys(m['step'] for m in metrics)
-    steps = {s: [m for m in metrics if m['step'] == s] for s in names}
+    steps = {s: [m for m in metrics if m['step'] == s] for s in {m['step']: 0 for m in metrics}}
     return {s: {k: mean_of(rows, k) for k in (*METRICS, 'seconds') if all(k in r for r in rows)}
             for s, rows in steps.items()}
 

@@ -14,7 +14,7 @@ from .core import InputError, autocast, joined_share
 from .models import make_card, save_model
 from .learner import AtSteps, Checkpoint, Progress, Recorder, fit
 from .encoder import Encoder, restyle_pass
-from .schedule import SDFACES64, Schedule, w_only, wplus_only
+from .schedule import SDFACES64, Schedule, rescale, w_only, wplus_only
 from .cycle import (CycleTask, cooldown, encoder_loss_parts, measure_encoder,
     scheduled_loss, validation_images)
 
@@ -147,7 +147,7 @@ def train_restyle(
     G, # fixed generator
     nets:tuple, # perceptual, identity, …
     images, # (n, rng) -> images (n,3,R,R) in [-1,1]
-    sched:Schedule=SDFACES64, # of the cycle; ReStyle opens its offsets as that and keeps them
+    sched:Schedule=SDFACES64, # of the cycle: ReStyle gets as many passes as that has steps
     out="runs/restyle", # checkpoints and logs
     folder=None, # where the encoder goes (default: beside the checkpoints)
     passes:int=5, # for every batch
@@ -159,7 +159,8 @@ def train_restyle(
     log_every:int=100, # steps between log lines and measurements
     **kw, # to `CycleTask`: batch, lr, optimizer, …
 )->ReStyleTask:
-    "Train a ReStyle encoder, resumable; a step costs as much as `passes` of the cycle's."
+    "Train a ReStyle encoder in W+, resumable; it may compute as long as `train_cycle`."
+    sched = rescale(max(1, sched.steps//passes), sched)
     way, pair = wplus_only(sched), dict(channels=2*G.config["img_channels"], maps=1)
     task = start_task(G, nets, images, way, size, seed, ReStyleTask, pair, passes=passes, **kw)
     return _run_task(task, "restyle", sched, out, folder, validation, data, save_every, log_every)

@@ -73,7 +73,7 @@ def run_all(shared, work, steps, everything):
     common = dict(validation=faces(4, make_rng(0)), batch=BATCH if everything else 16, optimizer='adam' if everything else 'ranger')
     train_encoder.train_cycle(G, nets, faces, way(steps), work/'cycle', synthetic_fraction=.5, adversary=dict(pool=6), **common)
     if not everything: return
-    train_encoder.train_restyle(G, nets, faces, way(steps), work/'restyle', passes=2, **common)
+    train_encoder.train_restyle(G, nets, faces, way(2*steps), work/'restyle', passes=2, **common)
     train_features.train_nets(shared/'nets', shared/'nets', steps, steps, 32, 4, 4, BATCH, 4, 8, body=BODY)
 
 

@@ -194,7 +194,7 @@ def test_methods_are_read_back():
         assert parse_method(f'w+{way}') == Method('w', way) and parse_method(f'cycle-all+{way}+tune') == Method('cycle-all', way, True)
     for text in ('', 'w+', '+tune', 'w+tune+tune', 'w+Tune', 'w tune', 'w+latent+refine', 'opt-w+refine', 'w+tune+refine'):
         with pytest.raises(InputError): parse_method(text, ['w'])
-    assert parse_method('opt-w+latent').encoder is None and set(OPTIMISED) == {'opt-w', 'opt-wplus'}
+    assert parse_method('opt-w+latent').encoder is None and set(OPTIMISED) == {'opt-w', 'opt-wplus', 'opt-w-long'}
     for a, b, _ in CLAIMS: parse_method(a), parse_method(b)
 
 def test_what_is_measured_is_what_a_user_receives(bundle, tmp_path):

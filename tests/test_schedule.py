@@ -191,9 +191,10 @@ def test_restyle_gradients_are_the_sum_over_passes(world):
 
 def test_restyle_training_resumes(world, tmp_path):
     G, nets, bank = world
-    go = lambda folder, stop=None: train_restyle(G, nets, batches(bank, stop), WAY, folder, passes=2, validation=bank[:6], batch=4,
-                                                 save_every=3, log_every=9)
+    go = lambda folder, stop=None: train_restyle(G, nets, batches(bank, stop), rescale(2*WAY.steps, WAY), folder, passes=2,
+                                                 validation=bank[:6], batch=4, save_every=3, log_every=9)
     whole = go(tmp_path/'a')
+    assert whole.step == WAY.steps                            # as many passes as the cycle would have steps
     with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', 13)
     assert same(whole, go(tmp_path/'b'))
     card = json.loads((tmp_path/'a'/'restyle.json').read_text())

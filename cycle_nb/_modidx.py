@@ -875,6 +875,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cycle_nb.project.lr_ramp': ('project.html#lr_ramp', 'cycle_nb/project.py'),
                                   'cycle_nb.project.project': ('project.html#project', 'cycle_nb/project.py'),
                                   'cycle_nb.project.project_best': ('project.html#project_best', 'cycle_nb/project.py'),
+                                  'cycle_nb.project.project_further': ('project.html#project_further', 'cycle_nb/project.py'),
+                                  'cycle_nb.project.project_wplus': ('project.html#project_wplus', 'cycle_nb/project.py'),
                                   'cycle_nb.project.w_std': ('project.html#w_std', 'cycle_nb/project.py')},
             'cycle_nb.recipes': { 'cycle_nb.recipes._begin': ('recipes.html#_begin', 'cycle_nb/recipes.py'),
                                   'cycle_nb.recipes._check_part': ('recipes.html#_check_part', 'cycle_nb/recipes.py'),

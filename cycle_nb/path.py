@@ -8,10 +8,10 @@ __all__ = ['lerp_codes', 'path_out_of_w', 'optimise_from', 'edited', 'true_edit'
 # %% ../nbs/42_path.ipynb #bd8dce92
 import torch
 from torch import Tensor
-from .core import InputError, check_number, check_whole, own_context
+from .core import InputError, check_number, own_context
 from .sdfaces import FACTORS, GroundTruth
 from .latents import spread
-from .project import project
+from .project import project_further
 from .directions import apply_direction
 from .bundle import Bundle, synthesize
 from .pipeline import LABELS, measure_reconstruction, run_pipeline, tune_as_stored
@@ -45,10 +45,8 @@ def optimise_from(
     on_step=None, # see `project`
 )->Tensor: # (B,L,D)
     "Optimise every layer's style on from a code: the far end of the path."
-    over = max(1, check_whole(warm_up, 'warm_up'))
-    rise = lambda t: min(1., (t*steps + 1)/over)
-    return project(target, bundle.generator, bundle.perceptual, 'w+', steps, lr, noise=0.,
-                   start=wp, ramp=rise, on_step=on_step)
+    facts = wp, bundle.generator, bundle.perceptual
+    return project_further(target, *facts, steps, lr, warm_up, on_step)
 
 # %% ../nbs/42_path.ipynb #ff6af704
 def edited(

@@ -11,11 +11,10 @@ __all__ = ['BATCH', 'SETTINGS', 'OPTIMISED', 'REFINEMENTS', 'Step', 'METRICS', '
 import torch
 from collections import namedtuple
 from dataclasses import dataclass
-from functools import partial
 from torch import Tensor
 from cycle_nb.core import (InputError, as_images, check_number, check_steps, check_whole,
     own_context)
-from .project import project, project_best
+from .project import project, project_best, project_wplus
 from .refine import refine as refine_pivot, refine_latent
 from .tune_fast import preset_settings, recover_quantized, tune_batch
 from .bundle import ENCODERS, Bundle, encode, synthesize
@@ -24,7 +23,7 @@ from .bundle import ENCODERS, Bundle, encode, synthesize
 BATCH = 12 # images at a time unless told otherwise: measuring does what inverting does
 SETTINGS = dict(seed=0, refine=15, tune=350, threshold=None, preset='fast') # where none is named
 OPTIMISED = { # pivots that no encoder finds: name -> search
-    'opt-w': project, 'opt-wplus': partial(project, space='w+'), 'opt-w-long': project_best}
+    'opt-w': project, 'opt-wplus': project_wplus, 'opt-w-long': project_best}
 REFINEMENTS = { # name of a refinement -> arguments of `refine` or `refine_latent`
     'refine': {}, 'refine-paper': dict(reg_interval=1), 'refine-free': dict(lambda_reg=0.),
     'refine-train': dict(train_mode=True), 'latent': {}, 'latent-free': dict(lambda_w=0.)}

@@ -174,7 +174,8 @@ CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
           ('cycle+tune', 'wplus_long+tune', 'edit'), ('cycle+tune', 'w_long+tune', 'edit'),
           ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),
           ('cycle+refine+tune', 'cycle+tune', 'edit'),
-          ('cycle+refine+tune', 'w_long+tune', 'edit')] # (a, b, axis): a is said to have less
+          ('cycle+refine+tune', 'w_long+tune', 'edit'), # (a, b, axis): a is said to have less
+          *[('cycle+tune', 'wplus_long+tune', f'{k}/error') for k in ('yaw', 'age', 'light', 'smile')]]
 
 def verdict(
     d:dict, # of `paired_difference`

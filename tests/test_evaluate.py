@@ -13,7 +13,7 @@ from cycle_nb.inversion import invert
 from cycle_nb.statistics import CLAIMS, check_claims, frechet_distances, metric_per_image, no_edit_baseline, paired_differences, quality_summary, quality_table, true_features
 from cycle_nb.speed import measure_in_process, measure_training, pipeline_cost, training_cost
 from cycle_nb.core import InputError, make_rng, single_threaded
-from cycle_nb.models import make_card, save_model
+from cycle_nb.models import load_tensors, make_card, save_model, save_tensors
 from cycle_nb.files import read_json, to_pil, to_tensor
 from cycle_nb.encoder import Encoder
 from cycle_nb.bundle import Bundle, load_bundle
@@ -482,9 +482,12 @@ def test_an_encoder_of_your_own_is_a_method(tmp_path):
     assert r.returncode == 2 and r.stderr.count('\n') == 1
 
 @pytest.fixture
-def out_of_w(bundle):
-    "Five faces, and how to measure what they cost outside W, shortly."
-    b = load_bundle(bundle)
+def out_of_w(bundle, tmp_path_factory):
+    "Five faces and three edits, and how to measure what they cost outside W, shortly."
+    folder = shutil.copytree(bundle, tmp_path_factory.mktemp('priced')/'tiny')
+    known, card = load_tensors(folder/'directions.safetensors')
+    save_tensors(folder/'directions.safetensors', {k: known[k] for k in ('yaw', 'age', 'smile')}, card)
+    b = load_bundle(folder)
     img, truth = faces_and_truth('out', 5, b.generator.resolution)
     short = dict(steps=(0, 3, 6), in_w=4, tune=2, threshold=.01, batch=2, log=lambda line: None)
     return b, img, truth, short

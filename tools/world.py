@@ -47,16 +47,35 @@ def measure_generator(images):
     save_tensors(file, tensors, card | dict(figures={k: found[k] for k in MEASURED}))
 
 
+ENCODERS = 'cycle,w_long,wplus_long'
+QUALITY = f'{ENCODERS},w,wplus,cycle-all,cycle+refine,w_long+refine,wplus_long+refine'   # trained again, they are measured again
+ONCE = 'cycle,restyle,opt-w,opt-wplus,opt-w-long,cycle+refine,cycle+refine-paper,cycle+refine-free,cycle+refine-train'
+TUNED = 'cycle,cycle+tune,w_long+tune,wplus_long+tune,opt-w+tune,opt-wplus+tune,cycle+refine+tune'
+TRAINED = 'cycle+tune,w_long+tune,wplus_long+tune,cycle+refine+tune'
+PAPER = 'cycle,cycle+tune,cycle+refine+tune'
+
+
+def train_again(work, seed, preset):
+    "The encoders from another seed, for the same generator."
+    folder = work/f'seed{seed}'/'sdfaces64'
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ('generator', 'attributes', 'perceptual', 'identity', 'directions'):
+        for end in ('safetensors', 'json'): shutil.copy(work/'sdfaces64'/f'{part}.{end}', folder)
+    train('encoder', folder, preset, '--seed', seed, '--encoders', ENCODERS)
+
+
 def steps(work, preset):
     "Name -> what to call."
-    mine, faces = work/'sdfaces64', ['--images', 256, '--outside', 128, '--referee', 'referee64']
-    few = preset == 'tiny'
-    if few: faces = ['--images', 4, '--outside', 2, '--workers', 1]
+    few, mine, seeds = preset == 'tiny', work/'sdfaces64', {s: work/f'seed{s}'/'sdfaces64' for s in (1, 2)}
+    count = lambda a, b: ['--images', 4, '--outside', 2, '--workers', 1] if few else ['--images', a, '--outside', b, '--referee', 'referee64']
+    short = ['--tune', 2 if few else 60]
+    def quality(name, methods, faces, *more, of=mine):
+        benchmark('quality', name, *faces, '--bundle', of, '--methods', methods, '--work', work/'quality', *more)
     return dict(
         nets=lambda: train('nets', mine, preset),
         referee=lambda: train('nets', work/'referee64', preset, '--seed', 1),
         generator=lambda: train('generator', mine, preset),
-        encoders=lambda: train('encoder', mine, preset, '--encoders', 'cycle,w_long,wplus_long'),
+        encoders=lambda: train('encoder', mine, preset, '--encoders', ENCODERS),
         directions=lambda: train('directions', mine, preset),
         install=lambda: install(work),
         samples=samples,
@@ -64,8 +83,17 @@ def steps(work, preset):
         demo=lambda: benchmark('demo', 'demo'),
         render=lambda: benchmark('render', 'render'),
         speed=lambda: benchmark('speed', 'speed'),
-        price=lambda: benchmark('price', 'price', *faces, '--tune', 2 if few else 60, '--work', work/'price'),
-        quality=lambda: benchmark('quality', 'quality', *faces, '--work', work/'quality'),
+        restyle=lambda: train('encoder', mine, preset, '--encoders', 'restyle'),          # is measured, does not ship
+        seed1=lambda: train_again(work, 1, preset),
+        seed2=lambda: train_again(work, 2, preset),
+        price=lambda: benchmark('price', 'price', *count(128, 128), *(short if few else []), '--work', work/'price'),
+        quality=lambda: quality('quality', QUALITY, count(256, 128)),
+        quality_once=lambda: quality('quality_once', ONCE, count(64, 32)),
+        quality_tuned=lambda: quality('quality_tuned', TUNED, count(64, 32), *short),
+        quality_paper=lambda: quality('quality_paper', PAPER, count(64, 32), *short[:few*2], '--preset', 'paper'),
+        again=lambda: [quality(f'quality_seed{s}', QUALITY, count(256, 128), of=seeds[s]) for s in (1, 2)],
+        again_tuned=lambda: [quality(f'quality_tuned_seed{s}', TRAINED, count(64, 32), *short, of=seeds[s]) for s in (1, 2)],
+        seeds=lambda: [benchmark('seeds', f'seeds{t}', *(RESULTS/f'quality{t}{s}_faces.csv.gz' for s in ('', '_seed1', '_seed2'))) for t in ('', '_tuned')],
         chapters=lambda: run('tools/nb.py', 'execute'),
         readme=lambda: run('tools/nb.py', 'readme'))
 

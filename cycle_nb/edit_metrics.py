@@ -55,7 +55,7 @@ def edit_error(
     by_rows:bool=False, # `draw(codes, rows)` draws only some faces
     *,
     cloud:StyleCloud, # of the generator: a walk ends where it does, see `edit.walk_limit`
-)->dict: # (B,) each, but for "edited", the images (B,3,H,W)
+)->dict: # (B,) each, but for "edited" and "then", the images and the truth (B,3,H,W)
     "Edit until the regressor sees what it sees in the truth, then compare; unreached: not edited."
     still, k = draw(wp) if still is None else still, attributes.names.index(name)
     both = u, counterfactual_factors(u, name, change)
@@ -70,7 +70,7 @@ def edit_error(
     return dict(error=distance(edited, then), no_edit_error=distance(still, then),
                 entanglement=edit_entanglement(attributes(edited) - seen, asked, k),
                 change_drawn=drawn, strength=s, success=success,
-                pixel_success=success & (drawn > 0), edited=edited)
+                pixel_success=success & (drawn > 0), edited=edited, then=then)
 
 # %% ../nbs/32_edit_metrics.ipynb #b9832f2b
 @torch.no_grad()

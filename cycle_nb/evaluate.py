@@ -62,7 +62,9 @@ def evaluate_batch(
         found = moved(directions[k]) if truth is None else edit_error(
             *facts, attributes, truth.u, k, changes[k], mse, truth.extras, still, by_rows,
             cloud=cloud)
-        moved = found.pop('edited').clamp(-1, 1)
+        moved, then = found.pop('edited').clamp(-1, 1), found.pop('then', None)
+        if then is not None:
+            found |= dict(perceptual_error=look(moved, then), no_edit_perceptual=look(out, then))
         if identity: found['identity_preserved'] = identity.similarity(moved, out)
         if encode: found['lec'] = lec(wp, encode, draw, directions[k])
         if attributes: found['seen'] = attributes(moved)

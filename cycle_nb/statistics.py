@@ -263,8 +263,10 @@ def edit_shares(
     "Edit errors where the edit is reached, one by one; below 1: better than not editing."
     def share(rs, k):
         hits = [r for r in rs if reaches(r, k)]
-        error, still = (sum(r[f'{k}/{x}'] for r in hits) for x in ('error', 'no_edit_error'))
-        return dict(share=round(error/still, 4) if still else None, reached=len(hits)/len(rs))
+        add = lambda name: sum(r.get(f'{k}/{name}', 0.) for r in hits)
+        ratio = lambda a, b: round(add(a)/add(b), 4) if add(b) else None
+        return dict(share=ratio('error', 'no_edit_error'), reached=len(hits)/len(rs),
+                    perceptual=ratio('perceptual_error', 'no_edit_perceptual'))
     edits = lambda rs: [k.split('/')[0] for k in _metric_keys(rs, 'no_edit_error')]
     known = lambda rs: {k: share(rs, k) for k in edits(rs)}
     return {s: {m: known(rs) for m, rs in of.items()} for s, of in group_rows(rows).items()}
@@ -272,12 +274,13 @@ def edit_shares(
 def edit_table(
     shares:dict, # of `edit_shares`
 )->str: # Markdown
-    "One table per set: the share of not editing, and in brackets how often the edit is reached."
-    text = lambda v: '–' if v is None else f'{v:.2f}'
+    "One table per set: squared error and perceptual distance left of not editing (edits reached)."
+    text = lambda v, k: '–' if v.get(k) is None else f'{v[k]:.2f}'
     lines = []
     for kind, of in shares.items():
         edits = list(dict.fromkeys(k for m in of.values() for k in m))
-        cell = lambda v: f"{text(v['share'])} ({v['reached']:.0%})" if v else '–'
+        both = lambda v: f"{text(v, 'share')}, {text(v, 'perceptual')} ({v['reached']:.0%})"
+        cell = lambda v: both(v) if v else '–'
         rows = [[m, *(cell(v.get(k)) for k in edits)] for m, v in of.items()]
         lines += ['', f'{_TITLES.get(kind, _OWN)}, edit error / not editing', '',
                   *markdown_table(['method', *edits], rows)]*bool(edits)

@@ -273,6 +273,18 @@ def test_not_editing_by_hand():
     row = no_edit_baseline(truth, 32)['edit']
     assert row['mean'] == pytest.approx(float(sum(far)/len(far)), rel=1e-4) and row['low'] < row['mean'] < row['high']
 
+def test_an_edit_is_measured_by_perceptual_distance_too(bundle):
+    "The strength that is recorded, drawn again, beside the true edit drawn here; and not editing."
+    b = load_bundle(bundle)
+    img, truth = faces_and_truth('out', 3, b.generator.resolution)
+    wp = b.encoder('cycle')(img)
+    for r, i in zip(evaluate_batch(img, truth, wp, b.generator.synthesis, b.nets, b.directions, dict(age=1.), cloud=measure_styles(b.generator)), range(3)):
+        v = truth.u[i, FACTORS.index('age')]
+        then = render(with_factor(truth.u[i:i + 1], 'age', v + (1. if v <= 0 else -1.)), img.shape[-1], truth.extras[i:i + 1])
+        moved, out = (b.generator.synthesis(wp[i:i + 1] + s*b.directions['age']).clamp(-1, 1) for s in (r['age/strength']*r['age/success'], 0.))
+        assert r['age/perceptual_error'] == pytest.approx(b.perceptual(moved, then).item(), abs=2e-3)
+        assert r['age/no_edit_perceptual'] == pytest.approx(b.perceptual(out, then).item(), abs=2e-3)
+
 def test_verdicts_are_paired():
     "A shift far below the spread of faces is seen when the faces are the same ones, and not when they are others."
     claim = [('cycle', 'w_long', 'perceptual')]

@@ -192,6 +192,7 @@ def _measure_training(a, out)->dict:
 def _compare_seeds(a, out)->dict:
     "Claims over faces and trainings, from the figures of records on the same faces."
     from cycle_nb.core import InputError
+    from cycle_nb.files import file_hash
     from cycle_nb.heldout import read_faces
     from cycle_nb.report import verdict_line
     from cycle_nb.statistics import claims_over_seeds
@@ -199,7 +200,8 @@ def _compare_seeds(a, out)->dict:
     read = lambda file: [r for of in read_faces(file).values() for r in of.values()]
     claims = claims_over_seeds(list(map(read, a.figures)))
     for c in claims: say(f'{verdict_line(c)}  each {", ".join(f"{v:+.5f}" for v in c["each"])}')
-    return dict(figures=a.figures, intervals='over faces and trainings', claims=claims)
+    figures = {str(file): file_hash(file) for file in a.figures}
+    return dict(figures=figures, intervals='over faces and trainings', claims=claims)
 
 def _measure_rendering(a, out)->dict:
     "Portraits per second, on the CPU."

@@ -1,5 +1,5 @@
 "Methods compared as their readers meet it: killed, resumed, asked for nonsense; claims against a second computation."
-import ast, json, os, shutil, signal, subprocess, sys, time
+import ast, hashlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from cycle_nb.stylespace import measure_styles
@@ -611,6 +611,7 @@ def test_claims_over_several_trainings(tmp_path, capsys):
     said, found = capsys.readouterr().out, read_json(out)
     claims = {c['claim']: c for c in found['claims']}
     assert list(claims) == [f'{x}: {a} < {b}' for a, b, x in CLAIMS if {a, b} <= {'cycle', 'w_long', 'opt-w', 'opt-wplus'}] and said.count('  each ') == len(claims)
+    assert found['figures'] == {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
     mse = claims['mse: cycle < w_long']
     read = [{(r['method'], r['image']): r['mse'] for of in read_faces(f).values() for r in of.values()} for f in files]
     assert mse['each'] == pytest.approx([sum(r['cycle', i] - r['w_long', i] for i in range(40))/40 for r in read], abs=2e-6)

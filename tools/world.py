@@ -34,7 +34,7 @@ def samples():
     run('-c', 'from cycle_nb.images import samples_dir, write_samples; write_samples(samples_dir())')
 
 
-def benchmark(what, name, *more): run('-m', 'cycle_nb', 'benchmark', what, '--out', RESULTS/f'{name}.json', '--overwrite', *more)
+def benchmark(what, name, *more): run('-m', 'cycle_nb', 'benchmark', what, '--out', RESULTS/f'{name}.json', '--overwrite', *more)   # or an absolute path
 
 
 def measure_generator(images):
@@ -69,8 +69,8 @@ def steps(work, preset):
     few, mine, seeds = preset == 'tiny', work/'sdfaces64', {s: work/f'seed{s}'/'sdfaces64' for s in (1, 2)}
     count = lambda a, b: ['--images', 4, '--outside', 2, '--workers', 1] if few else ['--images', a, '--outside', b, '--referee', 'referee64']
     short = ['--tune', 2 if few else 60]
-    def quality(name, methods, faces, *more, of=mine):
-        benchmark('quality', name, *faces, '--bundle', of, '--methods', methods, '--work', work/'quality', *more)
+    def quality(name, methods, faces, *more, of=mine, to=RESULTS):
+        benchmark('quality', to/name, *faces, '--bundle', of, '--methods', methods, '--work', work/'quality', *more)
     return dict(
         nets=lambda: train('nets', mine, preset),
         referee=lambda: train('nets', work/'referee64', preset, '--seed', 1),
@@ -91,9 +91,10 @@ def steps(work, preset):
         quality_once=lambda: quality('quality_once', ONCE, count(64, 32)),
         quality_tuned=lambda: quality('quality_tuned', TUNED, count(64, 32), *short),
         quality_paper=lambda: quality('quality_paper', PAPER, count(64, 32), *short[:few*2], '--preset', 'paper'),
-        again=lambda: [quality(f'quality_seed{s}', QUALITY, count(256, 128), of=seeds[s]) for s in (1, 2)],
-        again_tuned=lambda: [quality(f'quality_tuned_seed{s}', TRAINED, count(64, 32), *short, of=seeds[s]) for s in (1, 2)],
-        seeds=lambda: [benchmark('seeds', f'seeds{t}', *(RESULTS/f'quality{t}{s}_faces.csv.gz' for s in ('', '_seed1', '_seed2'))) for t in ('', '_tuned')],
+        again=lambda: [quality(f'quality_{s}', QUALITY, count(256, 128), of=of, to=work) for s, of in seeds.items()],
+        again_tuned=lambda: [quality(f'quality_tuned_{s}', TRAINED, count(64, 32), *short, of=of, to=work) for s, of in seeds.items()],
+        seeds=lambda: [benchmark('seeds', name.replace('quality', 'seeds'), RESULTS/f'{name}_faces.csv.gz',
+                                 *(work/f'{name}_{s}_faces.csv.gz' for s in seeds)) for name in ('quality', 'quality_tuned')],
         chapters=lambda: run('tools/nb.py', 'execute'),
         readme=lambda: run('tools/nb.py', 'readme'))
 

@@ -30,8 +30,8 @@ from cycle_nb.heldout import (cached_tensor, image_sets, import_results, part_pa
 
 # %% ../nbs/46_evaluate.ipynb #6643800a
 EDIT_CHANGES = dict(yaw=1., pitch=1., smile=1., mouth=1., age=1., glasses=1.5, gaze=1., light=1.)
-METHODS = ['opt-w', 'opt-wplus', 'w', 'w_long', 'wplus', 'cycle', 'cycle-all', 'w+refine',
-           'wplus+refine', 'cycle+refine'] # the ways to a pivot that are compared by default
+METHODS = ['opt-w', 'opt-wplus', 'w', 'w_long', 'wplus', 'wplus_long', 'cycle', 'cycle-all',
+           'w+refine', 'wplus+refine', 'cycle+refine'] # ways to a pivot, compared by default
 
 @torch.no_grad()
 def evaluate_batch(

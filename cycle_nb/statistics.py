@@ -175,7 +175,8 @@ CLAIMS = [('cycle', 'w_long', 'mse'), ('cycle', 'w_long', 'perceptual'),
           ('cycle+refine', 'cycle', 'perceptual'), ('cycle+refine', 'cycle', 'edit'),
           ('cycle+refine+tune', 'cycle+tune', 'edit'),
           ('cycle+refine+tune', 'w_long+tune', 'edit'), # (a, b, axis): a is said to have less
-          *[('cycle+tune', 'wplus_long+tune', f'{k}/error') for k in ('yaw', 'age', 'light', 'smile')]]
+          *[('cycle+tune', 'wplus_long+tune', f'{k}/error') # attributes fixed beforehand
+            for k in ('yaw', 'age', 'light', 'smile')]]
 
 def verdict(
     d:dict, # of `paired_difference`

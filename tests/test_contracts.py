@@ -650,7 +650,7 @@ def test_heavy_imports_are_seen(python):
 
 def test_weights_are_small():
     total = sum(f.stat().st_size for f in (LIB/'pretrained').rglob('*') if f.is_file())
-    assert 0 < total <= 30e6, f'{total/1e6:.1f} MB'
+    assert 0 < total <= 33e6, f'{total/1e6:.1f} MB'             # five encoders of 4.8 MB, a generator of 2.3, feature networks twice
 
 
 @pytest.mark.parametrize('path', WEIGHTS, ids=lambda p: f'{p.parent.name}/{p.stem}')

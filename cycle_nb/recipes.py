@@ -132,6 +132,8 @@ def make_generator(
         G = G.to(b.device).requires_grad_(True).to(memory_format=torch.channels_last)
         task = RegressionTask(G, bank, look, steps, seed=seed + k)
         G = train_generator(task, work/f'{res}', settings=facts | dict(steps=steps))
+    soft = make_card('generator', training='regression on renders', steps=task.step, **facts)
+    if not joined_share()[0]: save_model(G, work/'regression.safetensors', soft)
     G, images = _finish_generator(G, bank, look, r['images'], work/'finish', seed, facts)
     card = make_card('generator', images=images, stages=r['stages'], batch=16, steps=sum(
         s for _, s in r['stages']), data='SDFaces renders (cycle_nb.sdfaces)', **facts,

@@ -139,6 +139,8 @@ def test_the_whole_set_trains_from_nothing(tmp_path, monkeypatch):
     for f in files:
         assert all(t.isfinite().all() for t in load_file(f).values()), f.name
         assert {'command', 'seed', 'steps', 'data', 'commit', 'figures'} - {'figures'} <= set(read_json(f.with_suffix('.json'))), f.name
+    soft, finished = (load_file(tmp_path/'all'/f) for f in ('work/generator/regression.safetensors', 'generator.safetensors'))
+    assert soft.keys() == finished.keys() and any(not torch.equal(soft[k], finished[k]) for k in soft)       # as it was before the discriminator
     before = files[0].stat().st_mtime_ns
     assert main(['train', 'nets', '--preset', 'tiny', '--out', 'all']) == 2 and files[0].stat().st_mtime_ns == before
     out = invert(render(torch.zeros(1, 24)), 'all', refine=1, tune=2)

@@ -64,6 +64,16 @@ def train_again(work, seed, preset):
     train('encoder', folder, preset, '--seed', seed, '--encoders', ENCODERS)
 
 
+def soft_bundle(work, preset):
+    "The generator as the regression left it, with directions of its own: does the price hang on how W was made?"
+    folder, mine = work/'regression64', work/'sdfaces64'
+    folder.mkdir(parents=True, exist_ok=True)
+    for end in ('safetensors', 'json'):
+        shutil.copy(mine/'work'/'generator'/f'regression.{end}', folder/f'generator.{end}')
+        for part in ('attributes', 'perceptual', 'identity'): shutil.copy(mine/f'{part}.{end}', folder)
+    train('directions', folder, preset)
+
+
 def steps(work, preset):
     "Name -> what to call."
     few, mine, seeds = preset == 'tiny', work/'sdfaces64', {s: work/f'seed{s}'/'sdfaces64' for s in (1, 2)}
@@ -87,6 +97,8 @@ def steps(work, preset):
         seed1=lambda: train_again(work, 1, preset),
         seed2=lambda: train_again(work, 2, preset),
         price=lambda: benchmark('price', 'price', *count(128, 128), *(short if few else []), '--work', work/'price'),
+        regression=lambda: soft_bundle(work, preset),
+        price_regression=lambda: benchmark('price', 'price_regression', *count(32, 0), '--bundle', work/'regression64', '--work', work/'price'),
         quality=lambda: quality('quality', QUALITY, count(256, 128)),
         quality_once=lambda: quality('quality_once', ONCE, count(64, 32)),
         quality_tuned=lambda: quality('quality_tuned', TUNED, count(64, 32), *short),

@@ -13,6 +13,7 @@ from .core import InputError
 from .sdfaces import GroundTruth, counterfactual_factors, render
 from .metrics import bootstrap, frechet, holm, mse, sign_flip_test, two_way_bootstrap
 from .generator_quality import extract_features
+from .pipeline import parse_method
 from .evaluate import EDIT_CHANGES
 
 # %% ../nbs/47_statistics.ipynb #6711c3f2
@@ -191,7 +192,7 @@ def verdict(
     return less if d['mean'] < 0 else more
 
 def _check_each(
-    trainings:list, # rows for each; what is not in a later one is taken from the first
+    trainings:list, # rows for each; what needs no encoder is taken from the first, if need be
     claims, # (a, b, axis)
     difference, # called with pairs of rows, one for each training, and an axis
 )->list: # of dicts: set, claim, verdict, and what `difference` says
@@ -200,7 +201,8 @@ def _check_each(
     out = []
     for s, once in first.items():
         for a, b, x in claims:
-            pairs = [[of.get(s, {}).get(m, once.get(m)) for m in (a, b)] for of in groups]
+            spare = {m: once.get(m) for m in (a, b) if parse_method(m).encoder is None}
+            pairs = [[of.get(s, {}).get(m, spare.get(m)) for m in (a, b)] for of in groups]
             if not all(m and _metric_keys(m, x) for pair in pairs for m in pair): continue
             d = difference(pairs, x)
             if d: out.append(dict(set=s, claim=f'{x}: {a} < {b}') | d)

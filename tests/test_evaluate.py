@@ -10,7 +10,7 @@ from cycle_nb.cli import main
 from cycle_nb.heldout import faces_and_truth, read_faces, save_faces
 from cycle_nb.pipeline import OPTIMISED, REFINEMENTS, Method, parse_method
 from cycle_nb.inversion import invert
-from cycle_nb.statistics import CLAIMS, check_claims, frechet_distances, metric_per_image, no_edit_baseline, paired_differences, quality_summary, quality_table, true_features
+from cycle_nb.statistics import CLAIMS, check_claims, claims_over_seeds, frechet_distances, metric_per_image, no_edit_baseline, paired_differences, quality_summary, quality_table, true_features
 from cycle_nb.speed import measure_in_process, measure_training, pipeline_cost, training_cost
 from cycle_nb.core import InputError, make_rng, single_threaded
 from cycle_nb.models import load_tensors, make_card, save_model, save_tensors
@@ -618,6 +618,9 @@ def test_claims_over_several_trainings(tmp_path, capsys):
     assert mse['verdict'] == 'holds' and mse['faces'] == 40 and mse['mean'] == pytest.approx(sum(mse['each'])/3, abs=2e-6)
     assert claims['edit: cycle < w_long']['faces'] == 30 and claims['edit: cycle < w_long']['reached'] == .75
     assert len({*claims['perceptual: opt-wplus < opt-w']['each']}) == 1                     # measured once
+    rows = [[r for of in read_faces(f).values() for r in of.values()] for f in files[:2]]
+    lone = [r for r in rows[1] if r['method'] == 'cycle']       # its rival was not trained again, and another training's does not stand for it
+    assert {c['claim'] for c in claims_over_seeds([rows[0], lone])} == {'perceptual: opt-wplus < opt-w'}
     assert main(['benchmark', 'seeds', '--out', str(tmp_path/'r.json'), files[0]]) == 2 and 'two or more' in capsys.readouterr().err
     save_faces([r for of in read_faces(files[1]).values() for i, r in of.items() if i < 39], tmp_path/'fewer_faces.csv.gz')
     assert main(['benchmark', 'seeds', '--out', str(tmp_path/'r.json'), files[0], str(tmp_path/'fewer_faces.csv.gz')]) == 2 and 'same faces' in capsys.readouterr().err

@@ -87,7 +87,7 @@ def calls(monkeypatch):
                 seen.append((name, args, kw))
                 return answer
             monkeypatch.setattr(module, name, called)
-    watch(bundles, load_bundle=b); watch(core, seed_all=None); watch(files, write_json=None)
+    watch(bundles, load_bundle=b); watch(core, seed_all=None); watch(files, write_json=None, file_hash='')
     monkeypatch.setattr(core, 'pick_device', lambda name: torch.device('cpu')); monkeypatch.setattr(models, 'make_card', lambda *a, **kw: {})     # a fact in a record is no use
     watch(folder_inversion, invert_files=dict(new=0, failures=[], stopped=False)); watch(checkpoints, convert='')
     watch(recipes, make_nets=None, make_generator=None, make_generator_of_images=None, make_encoders=None, make_directions=None)

@@ -89,7 +89,8 @@ def _price_batch(
     x, out = hashlib.sha256(img.cpu().numpy().tobytes()).hexdigest()[:8], []
     walk = dict(images=x, by=b.fingerprint('generator', 'perceptual'), in_w=in_w, lr=lr, seed=seed)
     judged = by.fingerprint('perceptual', 'identity', 'attributes')
-    tag = walk | tuning | dict(judged=judged, edits=b.fingerprint('directions'))
+    edits = f"{b.fingerprint('directions')}.{len(EDIT_CHANGES)}"
+    tag = walk | tuning | dict(judged=judged, edits=edits)
     path = cache(lambda: walk_out(img.to(b.device), b, steps, in_w, lr, seed))
     for step in steps:
         part = part_path(work, 'price', tag | dict(step=step), cut)

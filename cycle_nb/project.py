@@ -100,7 +100,7 @@ def project_wplus(
     further:int=400, # from there on in W+
     seed:int=0, # of the noise in W
 )->Tensor: # (B,L,D)
-    "Search in W, then on from there in W+: a search that cannot end worse than the one in W."
+    "Search in W, then on from there in W+: it begins with what the search in W has found."
     wp = project(img, G, perceptual, "w", steps, seed=seed)
     return project_further(img, wp, G, perceptual, further)
 

@@ -199,7 +199,7 @@ def _compare_seeds(a, out)->dict:
     if len(a.figures) < 2: raise InputError('seeds are compared: name the figures of two or more')
     read = lambda file: [r for of in read_faces(file).values() for r in of.values()]
     claims = claims_over_seeds(list(map(read, a.figures)))
-    for c in claims: say(f'{verdict_line(c)}  each {", ".join(f"{v:+.5f}" for v in c["each"])}')
+    for c in claims: say(verdict_line(c))
     figures = {str(file): file_hash(file) for file in a.figures}
     return dict(figures=figures, intervals='over faces and trainings', claims=claims)
 

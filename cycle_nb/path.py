@@ -40,13 +40,10 @@ def optimise_from(
     wp:Tensor, # first codes (B,L,D)
     bundle:Bundle,
     steps:int=200, # of Adam
-    lr:float=.03, # its rate
-    warm_up:int=20, # steps in which the rate rises: at an optimum full ones first lead away
-    on_step=None, # see `project`
+    **how, # lr, warm_up, on_step: see `project.project_further`
 )->Tensor: # (B,L,D)
     "Optimise every layer's style on from a code: the far end of the path."
-    facts = wp, bundle.generator, bundle.perceptual
-    return project_further(target, *facts, steps, lr, warm_up, on_step)
+    return project_further(target, wp, bundle.generator, bundle.perceptual, steps, **how)
 
 # %% ../nbs/42_path.ipynb #ff6af704
 def edited(

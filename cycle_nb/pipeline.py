@@ -22,8 +22,7 @@ from .bundle import ENCODERS, Bundle, encode, synthesize
 # %% ../nbs/38_pipeline.ipynb #267add9f
 BATCH = 12 # images at a time unless told otherwise: measuring does what inverting does
 SETTINGS = dict(seed=0, refine=15, tune=350, threshold=None, preset='fast') # where none is named
-OPTIMISED = { # pivots that no encoder finds: name -> search
-    'opt-w': project, 'opt-wplus': project_wplus, 'opt-w-long': project_best}
+OPTIMISED = {'opt-w': project, 'opt-wplus': project_wplus, 'opt-w-long': project_best} # searches
 REFINEMENTS = { # name of a refinement -> arguments of `refine` or `refine_latent`
     'refine': {}, 'refine-paper': dict(reg_interval=1), 'refine-free': dict(lambda_reg=0.),
     'refine-train': dict(train_mode=True), 'latent': {}, 'latent-free': dict(lambda_w=0.)}
@@ -218,7 +217,8 @@ def mean_metrics(
     metrics:list, # rows: image, step, mse, perceptual, identity, seconds
 )->dict: # step -> name -> mean
     "Averages over the images, step by step."
-    steps = {s: [m for m in metrics if m['step'] == s] for s in {m['step']: 0 for m in metrics}}
+    steps = {}
+    for m in metrics: steps.setdefault(m['step'], []).append(m)
     return {s: {k: mean_of(rows, k) for k in (*METRICS, 'seconds') if all(k in r for r in rows)}
             for s, rows in steps.items()}
 

@@ -13,16 +13,15 @@ from torch import Tensor
 from .core import InputError, single_threaded
 from .files import write_json
 from .sdfaces import GroundTruth
-from .project import project
+from .project import project, project_further
 from .tune_fast import preset_settings
 from .stylespace import measure_styles
 from .metrics import holm
 from .bundle import Bundle, evaluator, load_bundle
 from .pipeline import tune_as_stored
-from .path import optimise_from
 from cycle_nb.heldout import (cached_tensor, heldout_truth, image_sets, part_path, read_part,
     run_parallel)
-from .evaluate import EDIT_CHANGES, evaluate_batch
+from .evaluate import EDIT_CHANGES, EDITS_TAG, evaluate_batch
 from .statistics import (markdown_table, mean_interval, metric_per_image,
     paired_difference, reaches, verdict)
 
@@ -37,11 +36,11 @@ def walk_out(
     warm_up:int=20, # steps in which the rate rises: at an optimum full ones first lead away
 )->dict: # step -> codes (B,L,D)
     "Optimise in W, then on from there in W+: the codes after so many of its steps."
-    last = max(steps)
-    found = {0: project(img, bundle.generator, bundle.perceptual, 'w', in_w, seed=seed)}
+    last, nets = max(steps), (bundle.generator, bundle.perceptual)
+    found = {0: project(img, *nets, 'w', in_w, seed=seed)}
     def keep(step, wp, loss):
         if step + 1 in steps: found[step + 1] = wp.clone()
-    if last: optimise_from(img, found[0], bundle, last, lr, warm_up, keep)
+    if last: project_further(img, found[0], *nets, last, lr, warm_up, keep)
     return {k: found[k] for k in sorted(steps)}
 
 # %% ../nbs/48_price.ipynb #d5134de3
@@ -89,8 +88,7 @@ def _price_batch(
     x, out = hashlib.sha256(img.cpu().numpy().tobytes()).hexdigest()[:8], []
     walk = dict(images=x, by=b.fingerprint('generator', 'perceptual'), in_w=in_w, lr=lr, seed=seed)
     judged = by.fingerprint('perceptual', 'identity', 'attributes')
-    edits = f"{b.fingerprint('directions')}.{len(EDIT_CHANGES)}"
-    tag = walk | tuning | dict(judged=judged, edits=edits)
+    tag = walk | tuning | dict(judged=judged, directions=b.fingerprint('directions')) | EDITS_TAG
     path = cache(lambda: walk_out(img.to(b.device), b, steps, in_w, lr, seed))
     for step in steps:
         part = part_path(work, 'price', tag | dict(step=step), cut)

@@ -104,12 +104,14 @@ def plot_tradeoff(
 
 # %% ../nbs/50_report.ipynb #721b95bf
 def verdict_line(
-    v:dict, # of `statistics.check_claims`
+    v:dict, # of `statistics.check_claims`, or of `claims_over_seeds`
 )->str:
-    "A claim and what became of it."
+    "A claim and what became of it; of several trainings the difference of each."
     where = ', both reach {reached:.0%} of the edits' if 'reached' in v else ''
-    return ('{set}: {claim}  {mean:+.5f} [{low:+.5f}, {high:+.5f}]  median {median:+.5f}, '
-            'better for {better:.0%} of {faces}' + where + '  p {p:.3f}  {verdict}').format(**v)
+    each = f'  each {", ".join(f"{d:+.5f}" for d in v["each"])}' if 'each' in v else ''
+    line = ('{set}: {claim}  {mean:+.5f} [{low:+.5f}, {high:+.5f}]  median {median:+.5f}, '
+            'better for {better:.0%} of {faces}' + where + '  p {p:.3f}  {verdict}')
+    return line.format(**v) + each
 
 def quality_record(
     bundle='sdfaces64', # a shipped bundle's name, a folder or a `Bundle`

@@ -34,7 +34,7 @@ def samples():
     run('-c', 'from cycle_nb.images import samples_dir, write_samples; write_samples(samples_dir())')
 
 
-def benchmark(what, name, *more): run('-m', 'cycle_nb', 'benchmark', what, '--out', RESULTS/f'{name}.json', '--overwrite', *more)   # or an absolute path
+def benchmark(what, name, *more): run('-m', 'cycle_nb', 'benchmark', what, '--out', RESULTS/f'{name}.json', '--overwrite', *more)
 
 
 def measure_generator(images):
@@ -47,7 +47,7 @@ def measure_generator(images):
     save_tensors(file, tensors, card | dict(figures={k: found[k] for k in MEASURED}))
 
 
-ENCODERS = 'cycle,w_long,wplus_long'
+NETS, ENCODERS = ('attributes', 'perceptual', 'identity'), 'cycle,w_long,wplus_long'
 QUALITY = f'{ENCODERS},w,wplus,cycle-all,cycle+refine,w_long+refine,wplus_long+refine'   # trained again, they are measured again
 ONCE = 'cycle,restyle,opt-w,opt-wplus,opt-w-long,cycle+refine,cycle+refine-paper,cycle+refine-free,cycle+refine-train'
 TUNED = 'cycle,cycle+tune,w_long+tune,wplus_long+tune,opt-w+tune,opt-wplus+tune,cycle+refine+tune'
@@ -55,22 +55,25 @@ TRAINED = 'cycle+tune,w_long+tune,wplus_long+tune,cycle+refine+tune'
 PAPER = 'cycle,cycle+tune,cycle+refine+tune'
 
 
+def copy_parts(work, to, *parts):
+    "Some of the new networks, into another bundle."
+    to.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        for end in ('safetensors', 'json'): shutil.copy(work/'sdfaces64'/f'{part}.{end}', to)
+
+
 def train_again(work, seed, preset):
     "The encoders from another seed, for the same generator."
     folder = work/f'seed{seed}'/'sdfaces64'
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ('generator', 'attributes', 'perceptual', 'identity', 'directions'):
-        for end in ('safetensors', 'json'): shutil.copy(work/'sdfaces64'/f'{part}.{end}', folder)
+    copy_parts(work, folder, 'generator', *NETS, 'directions')
     train('encoder', folder, preset, '--seed', seed, '--encoders', ENCODERS)
 
 
 def soft_bundle(work, preset):
     "The generator as the regression left it, with directions of its own: does the price hang on how W was made?"
-    folder, mine = work/'regression64', work/'sdfaces64'
-    folder.mkdir(parents=True, exist_ok=True)
-    for end in ('safetensors', 'json'):
-        shutil.copy(mine/'work'/'generator'/f'regression.{end}', folder/f'generator.{end}')
-        for part in ('attributes', 'perceptual', 'identity'): shutil.copy(mine/f'{part}.{end}', folder)
+    folder, soft = work/'regression64', work/'sdfaces64'/'work'/'generator'
+    copy_parts(work, folder, *NETS)
+    for end in ('safetensors', 'json'): shutil.copy(soft/f'regression.{end}', folder/f'generator.{end}')
     train('directions', folder, preset)
 
 
@@ -79,8 +82,8 @@ def steps(work, preset):
     few, mine, seeds = preset == 'tiny', work/'sdfaces64', {s: work/f'seed{s}'/'sdfaces64' for s in (1, 2)}
     count = lambda a, b: ['--images', 4, '--outside', 2, '--workers', 1] if few else ['--images', a, '--outside', b, '--referee', 'referee64']
     short = ['--tune', 2 if few else 60]
-    def quality(name, methods, faces, *more, of=mine, to=RESULTS):
-        benchmark('quality', to/name, *faces, '--bundle', of, '--methods', methods, '--work', work/'quality', *more)
+    def quality(name, methods, faces, *more, of=mine):
+        benchmark('quality', name, *faces, '--bundle', of, '--methods', methods, '--work', work/'quality', *more)
     return dict(
         nets=lambda: train('nets', mine, preset),
         referee=lambda: train('nets', work/'referee64', preset, '--seed', 1),
@@ -103,10 +106,10 @@ def steps(work, preset):
         quality_once=lambda: quality('quality_once', ONCE, count(64, 32)),
         quality_tuned=lambda: quality('quality_tuned', TUNED, count(64, 32), *short),
         quality_paper=lambda: quality('quality_paper', PAPER, count(64, 32), *short[:few*2], '--preset', 'paper'),
-        again=lambda: [quality(f'quality_{s}', QUALITY, count(256, 128), of=of, to=work) for s, of in seeds.items()],
-        again_tuned=lambda: [quality(f'quality_tuned_{s}', TRAINED, count(64, 32), *short, of=of, to=work) for s, of in seeds.items()],
-        seeds=lambda: [benchmark('seeds', name.replace('quality', 'seeds'), RESULTS/f'{name}_faces.csv.gz',
-                                 *(work/f'{name}_{s}_faces.csv.gz' for s in seeds)) for name in ('quality', 'quality_tuned')],
+        again=lambda: [quality(f'quality_seed{s}', QUALITY, count(256, 128), of=of) for s, of in seeds.items()],
+        again_tuned=lambda: [quality(f'quality_tuned_seed{s}', TRAINED, count(64, 32), *short, of=of) for s, of in seeds.items()],
+        seeds=lambda: [benchmark('seeds', name.replace('quality', 'seeds'), *(RESULTS/f'{name}{s}_faces.csv.gz' for s in ('', *(f'_seed{s}' for s in seeds))))
+                       for name in ('quality', 'quality_tuned')],
         chapters=lambda: run('tools/nb.py', 'execute'),
         readme=lambda: run('tools/nb.py', 'readme'))
 

@@ -55,17 +55,6 @@ TRAINED = 'cycle+tune,w_long+tune,wplus_long+tune,cycle+refine+tune'
 PAPER = 'cycle,cycle+tune,cycle+refine+tune'
 
 
-def draw_pictures(folder, n):
-    "Drawn faces as files, for a training that is told nothing of their factors."
-    sys.path.insert(0, str(ROOT))
-    from cycle_nb.core import make_rng
-    from cycle_nb.files import save_image
-    from cycle_nb.sdfaces import render, sample_factors
-    folder.mkdir(exist_ok=True)
-    for k, u in enumerate(sample_factors(n, make_rng(0)).split(100)):
-        for i, img in enumerate(render(u, 64)): save_image(img, folder/f'{100*k + i:05}.png')
-
-
 def copy_parts(work, to, *parts):
     "Some of the new networks, into another bundle."
     to.mkdir(parents=True, exist_ok=True)
@@ -85,15 +74,6 @@ def soft_bundle(work, preset):
     folder, soft = work/'regression64', work/'sdfaces64'/'work'/'generator'
     copy_parts(work, folder, *NETS)
     for end in ('safetensors', 'json'): shutil.copy(soft/f'regression.{end}', folder/f'generator.{end}')
-    train('directions', folder, preset)
-
-
-def adversarial_bundle(work, preset):
-    "A generator that saw drawn faces and a discriminator, and no factors; the price again."
-    folder, pictures, few = work/'adversarial64', work/'pictures', preset == 'tiny'
-    copy_parts(work, folder, *NETS)
-    draw_pictures(pictures, 120 if few else 10_000)
-    run('-m', 'cycle_nb', 'train', 'generator', '--out', folder, '--resume', '--images', pictures, '--total', 320 if few else 100_000)
     train('directions', folder, preset)
 
 
@@ -122,8 +102,6 @@ def steps(work, preset):
         price=lambda: benchmark('price', 'price', *count(128, 128), *(short if few else []), '--work', work/'price'),
         regression=lambda: soft_bundle(work, preset),
         price_regression=lambda: benchmark('price', 'price_regression', *count(32, 0), '--bundle', work/'regression64', '--work', work/'price'),
-        adversarial=lambda: adversarial_bundle(work, preset),
-        price_adversarial=lambda: benchmark('price', 'price_adversarial', *count(32, 0), '--bundle', work/'adversarial64', '--work', work/'price'),
         quality=lambda: quality('quality', QUALITY, count(256, 128)),
         quality_once=lambda: quality('quality_once', ONCE, count(64, 32)),
         quality_tuned=lambda: quality('quality_tuned', TUNED, count(64, 32), *short),
